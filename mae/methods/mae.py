@@ -1,0 +1,164 @@
+"""Masked autoencoder: He et al., "Masked Autoencoders Are Scalable Vision Learners", arXiv:2111.06377.
+
+Most patches are hidden; a ViT encodes the visible ones, a light decoder predicts the pixels of the hidden ones:
+
+    loss = mean over hidden patches of mean over pixels of (prediction - target)^2
+
+The target is the patch itself or, with norm_pix, the patch minus its mean over its standard deviation (unbiased).
+"""
+
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+
+from mae.errors import ConfigError
+from mae.methods.base import Autoencoder, Output
+from mae.nets import vit
+from mae.nets.masking import SCHEMES, Split, hidden_count, split_patches
+from mae.nets.positions import sincos_table
+
+_norm = partial(nn.LayerNorm, eps=1e-6)
+
+
+class Reconstruction(NamedTuple):
+    """What was hidden and what the decoder made of it."""
+
+    prediction: Tensor  # (B, N, p * q * C) for every patch, in the target's units (normalised per patch with norm_pix)
+    hidden: Tensor  # (B, N) bool, True = hidden from the encoder
+
+
+class MAE(Autoencoder):
+    """A masked autoencoder around any timm VisionTransformer.
+
+    `auto` sizes the decoder: the paper's 8 blocks of 512 for encoders at least 768 wide; for smaller ones a quarter of the
+    encoder's depth at its width. Raises ConfigError for a mask ratio that hides none or all of the patches.
+    """
+
+    def __init__(
+        self,
+        encoder: VisionTransformer,
+        *,
+        mask_ratio: float = 0.75,
+        masking: str = "random",
+        norm_pix: bool = True,
+        decoder_depth: int | str = "auto",
+        decoder_width: int | str = "auto",
+        decoder_heads: int | str = "auto",
+    ) -> None:
+        super().__init__(encoder)
+        self.patch = encoder.patch_embed.patch_size
+        self.grid = encoder.patch_embed.grid_size
+        self.mask_ratio = mask_ratio
+        self.scheme = _scheme(masking)
+        self.norm_pix = norm_pix
+        self.hidden_count = hidden_count(encoder.patch_embed.num_patches, mask_ratio)
+
+        large = encoder.embed_dim >= 768
+        depth = (8 if large else max(1, len(encoder.blocks) // 4)) if decoder_depth == "auto" else int(decoder_depth)
+        width = (512 if large else encoder.embed_dim) if decoder_width == "auto" else int(decoder_width)
+        heads = max(1, width // 32) if decoder_heads == "auto" else int(decoder_heads)
+        if width % heads:
+            raise ConfigError(f"method.decoder_width {width} is not a multiple of method.decoder_heads {heads}: try {width // heads * heads}")
+        pixels = self.patch[0] * self.patch[1] * encoder.patch_embed.proj.in_channels
+        self.decoder_embed = nn.Linear(encoder.embed_dim, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.register_buffer("decoder_positions", sincos_table(width, self.grid), persistent=False)
+        self.decoder_blocks = nn.Sequential(*(Block(width, heads, qkv_bias=True, norm_layer=_norm) for _ in range(depth)))
+        self.decoder_norm = _norm(width)
+        self.decoder_pred = nn.Linear(width, pixels)
+        for module in (self.decoder_embed, self.decoder_blocks, self.decoder_pred):
+            vit.initialise(module)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, images: Tensor, *, keys: Tensor | None = None, noise: Tensor | None = None) -> Output:
+        """The loss on hidden patches. `noise` (B, N), where given, fixes the mask instead of the keys: the lowest stay visible."""
+        patches = vit.patchify(images, self.patch)  # (B, N, p * q * C)
+        split = self.split(keys, noise)
+        tokens = self._decode(patches, split)
+        prediction = _float(self.decoder_pred(tokens[:, -self.hidden_count :]))  # (B, H, p * q * C)
+        target = self.target(vit.take(patches, split.hidden))
+        loss = (prediction - target).square().mean()
+        return Output(loss, {})
+
+    def split(self, keys: Tensor | None, noise: Tensor | None = None) -> Split:
+        """Which patches are visible and which hidden, by the keys (B,) or by a given noise (B, N)."""
+        if noise is None:
+            noise = self.scheme(keys, self.grid, self.mask_ratio)
+        return split_patches(noise, self.hidden_count)
+
+    def target(self, patches: Tensor) -> Tensor:
+        """What the decoder shall predict for patches (..., p * q * C): at least float32, normalised per patch with norm_pix."""
+        patches = _float(patches)  # the bf16 variance of a flat patch rounds to zero
+        if not self.norm_pix:
+            return patches
+        mean, variance = patches.mean(-1, keepdim=True), patches.var(-1, keepdim=True)
+        return (patches - mean) / (variance + 1e-6).sqrt()
+
+    def predict(self, images: Tensor, *, keys: Tensor | None = None, noise: Tensor | None = None) -> Reconstruction:
+        """The decoder's prediction for every patch and which ones were hidden (a visible patch's prediction is untrained)."""
+        patches = vit.patchify(images, self.patch)
+        split = self.split(keys, noise)
+        tokens = self._decode(patches, split)[:, self.encoder.num_prefix_tokens :]
+        order = torch.cat(split, dim=1)
+        tokens = torch.zeros_like(tokens).scatter(1, order[..., None].expand_as(tokens), tokens)
+        hidden = torch.zeros_like(order, dtype=torch.bool).scatter(1, split.hidden, True)
+        return Reconstruction(self.decoder_pred(tokens), hidden)
+
+    def reconstruct(self, images: Tensor, *, keys: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
+        """Images (B, C, H, W) with the hidden patches replaced by their reconstruction.
+
+        With norm_pix a patch is un-normalised by statistics of the VISIBLE patches alone (distance-weighted mean of their
+        means, mean of their deviations), so that nothing of the target leaks into the picture. Without keys, mask 0 of every image is used.
+        """
+        if keys is None and noise is None:
+            keys = torch.zeros(len(images), dtype=torch.int64, device=images.device)
+        prediction, hidden = self.predict(images, keys=keys, noise=noise)
+        patches, prediction = _float(vit.patchify(images, self.patch)), _float(prediction)
+        if self.norm_pix:
+            prediction = prediction * self._visible_deviation(patches, hidden) + self._visible_mean(patches, hidden)
+        patches = torch.where(hidden[..., None], prediction, patches)
+        return vit.unpatchify(patches, self.grid, self.patch)
+
+    def _decode(self, patches: Tensor, split: Split) -> Tensor:
+        """(B, P + V + H, width) after the decoder's norm: prefix, visible, hidden tokens.
+
+        Attention does not see the order of its tokens, so they stay sorted by visibility: nothing is put back in place, and
+        the hidden ones are the last slice.
+        """
+        tokens = self.decoder_embed(vit.encode_patches(self.encoder, patches, split.visible))
+        prefix = self.encoder.num_prefix_tokens
+        positions = self.decoder_positions
+        x = torch.cat(
+            [
+                tokens[:, :prefix],
+                tokens[:, prefix:] + vit.take(positions, split.visible),
+                self.mask_token + vit.take(positions, split.hidden),
+            ],
+            dim=1,
+        )
+        return self.decoder_norm(self.decoder_blocks(x))
+
+    def _visible_mean(self, patches: Tensor, hidden: Tensor) -> Tensor:
+        """(B, N, 1): the means of the visible patches, weighted by closeness to each patch."""
+        rows, columns = torch.meshgrid(*(torch.arange(n, device=patches.device) for n in self.grid), indexing="ij")
+        places = torch.stack([rows.flatten(), columns.flatten()], dim=1).float()
+        weights = torch.cdist(places, places).clamp(min=0.5) ** -3 * ~hidden[:, None, :]  # (B, N, N)
+        return weights @ patches.mean(-1, keepdim=True) / weights.sum(-1, keepdim=True)
+
+    def _visible_deviation(self, patches: Tensor, hidden: Tensor) -> Tensor:
+        """(B, 1, 1): the mean standard deviation of the visible patches."""
+        seen = (~hidden)[..., None]
+        return (patches.std(-1, keepdim=True) * seen).sum(1, keepdim=True) / seen.sum(1, keepdim=True)
+
+
+def _scheme(name: str):
+    if name not in SCHEMES:
+        raise ConfigError(f"method.masking {name} is unknown: choose one of {', '.join(SCHEMES)}")
+    return SCHEMES[name]
+
+
+def _float(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
