@@ -17,8 +17,9 @@ from torch import Tensor, nn
 from mae.errors import ConfigError
 from mae.methods.base import Autoencoder, Output
 from mae.nets import vit
-from mae.nets.masking import SCHEMES, Split, hidden_count, split_patches
+from mae.nets.masking import SCHEMES, Split, split_patches
 from mae.nets.positions import sincos_table
+from mae.nets.sizes import hidden_count
 
 _norm = partial(nn.LayerNorm, eps=1e-6)
 
@@ -61,7 +62,8 @@ class MAE(Autoencoder):
         width = (512 if large else encoder.embed_dim) if decoder_width == "auto" else int(decoder_width)
         heads = max(1, width // 32) if decoder_heads == "auto" else int(decoder_heads)
         if width % heads:
-            raise ConfigError(f"method.decoder_width {width} is not a multiple of method.decoder_heads {heads}: try {width // heads * heads}")
+            nearest = max(width // heads, 1) * heads
+            raise ConfigError(f"method.decoder_width {width} is not a multiple of method.decoder_heads {heads}: try {nearest}")
         pixels = self.patch[0] * self.patch[1] * encoder.patch_embed.proj.in_channels
         self.decoder_embed = nn.Linear(encoder.embed_dim, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
@@ -121,6 +123,12 @@ class MAE(Autoencoder):
             prediction = prediction * self._visible_deviation(patches, hidden) + self._visible_mean(patches, hidden)
         patches = torch.where(hidden[..., None], prediction, patches)
         return vit.unpatchify(patches, self.grid, self.patch)
+
+    def visible(self, images: Tensor, *, keys: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
+        """Images (B, C, H, W) with the hidden patches in the mean colour (zero): what the encoder sees."""
+        patches = vit.patchify(images, self.patch)
+        split = self.split(keys, noise)
+        return vit.unpatchify(patches.scatter(1, split.hidden[..., None].expand(-1, -1, patches.shape[2]), 0), self.grid, self.patch)
 
     def _decode(self, patches: Tensor, split: Split) -> Tensor:
         """(B, P + V + H, width) after the decoder's norm: prefix, visible, hidden tokens.

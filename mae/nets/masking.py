@@ -10,7 +10,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from mae.errors import ConfigError
 from mae.nets import keyed
 
 
@@ -60,17 +59,6 @@ def grid(keys: Tensor, grid: tuple[int, int], hidden_share: float) -> Tensor:
 
 
 SCHEMES = {"random": random, "block": block, "grid": grid}
-
-
-def hidden_count(patches: int, mask_ratio: float) -> int:
-    """How many of the patches are hidden. Raises ConfigError where that would be none or all of them."""
-    hidden = patches - int(patches * (1 - mask_ratio))
-    if not 0 < hidden < patches:
-        what = "all" if hidden >= patches else "none"
-        raise ConfigError(
-            f"method.mask_ratio {mask_ratio} hides {what} of the {patches} patches: choose one between {1 / patches:.3g} and {1 - 1 / patches:.3g}"
-        )
-    return hidden
 
 
 def split_patches(scores: Tensor, hidden: int) -> Split:

@@ -16,9 +16,7 @@ def sincos_table(width: int, grid: tuple[int, int], prefix_tokens: int = 0) -> T
     """
     if width % 4:
         raise ConfigError(f"a sine-cosine position table needs a width that is a multiple of 4, not {width}: try {width + -width % 4}")
-    rows, columns = torch.meshgrid(
-        torch.arange(grid[0], dtype=torch.float64), torch.arange(grid[1], dtype=torch.float64), indexing="ij"
-    )
+    rows, columns = torch.meshgrid(torch.arange(grid[0], dtype=torch.float64), torch.arange(grid[1], dtype=torch.float64), indexing="ij")
     frequencies = 10000.0 ** -(torch.arange(width // 4, dtype=torch.float64) / (width // 4))
     angles = [axis.reshape(-1, 1) * frequencies for axis in (columns, rows)]  # each (H * W, width / 4)
     table = torch.cat([f(angle) for angle in angles for f in (torch.sin, torch.cos)], dim=1)  # (H * W, width)

@@ -1,0 +1,31 @@
+"""`python -m mae TOOL` and the console command `mae TOOL`."""
+
+import importlib
+import sys
+
+TOOLS = {
+    "pretrain": "pretrain an encoder without labels",
+    "linear_probe": "train a linear classifier on a frozen encoder",
+    "finetune": "train a classifier from an encoder, all weights",
+}
+
+
+def main() -> int:
+    """Dispatches to a command's story; returns the exit code."""
+    words = sys.argv[1:]
+    if not words or words[0] in ("-h", "--help"):
+        print("usage: mae TOOL [words]\n")
+        print("\n".join(f"  {name:<14}{doc}" for name, doc in TOOLS.items()))
+        print("\nmae TOOL --help lists a tool's words.")
+        return 0
+    if words[0] not in TOOLS:
+        import difflib
+
+        near = difflib.get_close_matches(words[0], TOOLS, 1)
+        print(f"mae: {words[0]} is no tool: {'did you mean ' + near[0] if near else 'choose one of ' + ', '.join(TOOLS)}?", file=sys.stderr)
+        return 2
+    return importlib.import_module(f"mae.commands.{words[0]}").main(words[1:])
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,106 @@
+"""What happens when the training is over: the encoder is exported, pictured and measured, and the run is marked as done."""
+
+import contextlib
+import json
+import signal
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from mae import config as configuration
+from mae.config import Config
+from mae.data.loader import evaluation_batches, normalise
+from mae.data.sources import Splits
+from mae.errors import Preempted
+from mae.evaluation import reconstruction, results
+from mae.interop import timm_folder
+from mae.methods.base import Autoencoder
+from mae.methods.build import build
+from mae.reporting import figures, table
+from mae.training.run import RunFolder
+from mae.training.tracking import Tracker
+
+PICTURED = 8  # images in the reconstruction picture
+
+
+def evaluate_run(config: Config, folder: RunFolder, splits: Splits, method: Autoencoder, tracker: Tracker, device: torch.device) -> None:
+    """Exports, pictures and measures a trained method; prints the results table. Raises Preempted when told to stop meanwhile."""
+    method.eval()
+    with _stoppable():
+        timm_folder.save(method.encoder, folder.encoder, data=config.data, tag=folder.path.name)
+        tracker.artifact(folder.encoder, f"{folder.path.name}-encoder", "model")
+        report = reconstruction.held_out(method, splits, config, device=device)
+        picture = folder.figures / "reconstructions.png"
+        if hasattr(method, "reconstruct"):
+            draw_reconstructions(method, splits, config, device, picture)
+            tracker.images("reconstructions", [picture], step=-1)
+        entries = results.run_protocols(
+            method,
+            config,
+            splits,
+            [
+                configuration.load([name if name.endswith(".yaml") else f"configs/evaluation/{name}.yaml"]).protocol
+                for name in config.evaluate.protocols
+            ],
+            run_dir=folder.path,
+            device=device,
+            controls=config.evaluate.controls,
+            untrained=lambda: untrained(config),
+        )
+        results.add_entries(folder.results, entries)
+        tracker.results(entries)
+    tracker.finish()
+    folder.status("done")
+    print(f"\n{table.text(entries)}\n")
+    print(report.sentence)
+    print(f"\n{folder.path}: results.json, metrics.jsonl, encoder/ (timm)" + (f", {picture}" if picture.exists() else ""))
+
+
+def untrained(config: Config) -> Autoencoder:
+    """The same method with fresh weights of seed 0: the control that tells what training added."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return build(config)
+
+
+@torch.no_grad()
+def draw_reconstructions(method: Any, splits: Splits, config: Config, device: torch.device, file: Any) -> None:
+    """A picture of held-out images: input, what the encoder saw, what the decoder made of it."""
+    batch = next(iter(evaluation_batches(splits.validation, config, batch_size=PICTURED, device=device)))
+    images = normalise(batch.images, config.data)
+    made = method.reconstruct(images, keys=batch.keys)
+    columns = {"input": images, "reconstruction": made}
+    caption = ""
+    if hasattr(method, "visible"):
+        columns = {"input": images, "visible": method.visible(images, keys=batch.keys), "reconstruction": made}
+        if method.norm_pix:
+            caption = "hidden patches un-normalised with the statistics of the visible ones"
+    figures.image_rows({k: _pixels(v, config) for k, v in columns.items()}, file, caption=caption)
+
+
+def _pixels(images: Tensor, config: Config) -> Any:
+    """Normalised (B, C, H, W) -> (B, H, W, C) in [0, 1], as NumPy."""
+    mean, std = (torch.tensor(v, device=images.device)[:, None, None] for v in (config.data.mean, config.data.std))
+    return (images.float() * std + mean).permute(0, 2, 3, 1).cpu().numpy()
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """While entered, a signal to stop raises Preempted: the training itself is in its last checkpoint."""
+
+    def stop(number: int, frame: object) -> None:
+        raise Preempted("stopped while evaluating; the training is saved: run the same command to evaluate")
+
+    before = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def show(folder: RunFolder) -> str:
+    """The results table of a finished run."""
+    return table.text(json.loads(folder.results.read_text()))

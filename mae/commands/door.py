@@ -1,0 +1,37 @@
+"""What every command has in common: help, one-sentence errors, exit codes."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+
+from mae.errors import ConfigError, NonFiniteLoss, Preempted
+
+# Exit codes: 0 done, 2 bad configuration or input, 75 stopped by a signal after saving (EX_TEMPFAIL: run it again), 1 else.
+DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 75
+
+
+def enter(story: Callable[[list[str]], None], usage: str, words: Sequence[str] | None = None) -> int:
+    """Runs a command's story over its words and turns its errors into a sentence on stderr and an exit code."""
+    words = list(sys.argv[1:] if words is None else words)
+    first = os.environ.get("RANK", "0") == "0"
+    logging.basicConfig(format="%(message)s", level=logging.INFO if first else logging.ERROR, stream=sys.stderr)
+    for noisy in ("timm", "httpx", "huggingface_hub", "fsspec", "PIL", "matplotlib", "torch"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    if any(w in ("-h", "--help") for w in words):
+        from mae.commands.help import page
+
+        print(page(usage, [w for w in words if not w.startswith("-")]))
+        return DONE
+    try:
+        story(words)
+        return DONE
+    except ConfigError as error:
+        code, message = BAD_INPUT, str(error)
+    except Preempted as error:
+        code, message = STOPPED, str(error)
+    except NonFiniteLoss as error:
+        code, message = FAILED, str(error)
+    if first:
+        print(f"mae: {message}", file=sys.stderr)
+    return code

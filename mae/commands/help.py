@@ -1,0 +1,28 @@
+"""The help page of a command: its usage and every key with its default and meaning."""
+
+from collections.abc import Sequence
+
+from mae import config
+
+
+def page(usage: str, words: Sequence[str]) -> str:
+    """Usage, then all keys; the method and protocol are those that the words choose."""
+    files = [w for w in words if "=" in w or w.endswith(".yaml")]
+    chosen = config.load(files)
+    lines = [usage.strip(), "", "Words: files (.yaml) and overrides (section.key=value), merged left to right. Keys and defaults:"]
+    for section in config.SECTIONS:
+        name = getattr(chosen, section).get("name") if section in config.FREE else None
+        if section in config.FREE and name is None:
+            continue
+        values = getattr(chosen, section)
+        lines.append(f"\n{section}" + (f" ({name})" if name else ""))
+        for key, doc in config.docs(section, name).items():
+            value = values.get(key) if isinstance(values, dict) else getattr(values, key)
+            lines.append(f"  {section}.{key}={_show(value)}".ljust(40) + f"  {doc}")
+    return "\n".join(lines)
+
+
+def _show(value: object) -> str:
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
+    return f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)

@@ -1,0 +1,390 @@
+"""Words on the command line -> one frozen, typed configuration.
+
+Words ending in .yaml are files, words with `=` are overrides; they are merged left to right onto the defaults. Nothing here
+imports torch, so that help and configuration errors answer at once.
+"""
+
+import difflib
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from mae.errors import ConfigError
+from mae.nets.sizes import grid, hidden_count, patch_size
+
+DURATIONS = ("epochs", "steps", "minutes")
+
+
+def key(default: Any, doc: str) -> Any:
+    """A configuration key: its default and its line of help. A doc that opens with `a | b | c` limits the values to those."""
+    if isinstance(default, list | dict):
+        return field(default_factory=lambda: type(default)(default), metadata={"doc": doc})
+    return field(default=default, metadata={"doc": doc})
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is learnt from."""
+
+    name: str = key("digits", "digits | folder | shards: where the images come from")
+    path: str | None = key(None, "folder of images or of tar shards")
+    image_size: Any = key(32, "pixels, one number or [height, width]")
+    channels: int = key(3, "colour channels: 1 converts to grey, 3 to RGB")
+    mean: list[float] = key([0.485, 0.456, 0.406], "per channel, of pixels scaled to [0, 1]")
+    std: list[float] = key([0.229, 0.224, 0.225], "per channel, of pixels scaled to [0, 1]")
+    crop_scale: list[float] = key([0.2, 1.0], "share of the image's area that a training crop covers, [least, most]; [1, 1] = no crop")
+    flip: bool = key(True, "mirror half of the training images")
+    resize: float = key(1.0, "shorter side before the evaluation's centre crop, in image sizes (224 from 256: 1.143)")
+    validation: float = key(0.1, "share of the training images held out for choices and for the held-out loss")
+    split_seed: int = key(0, "decides which images are held out, and the test images of a source without a test split")
+    workers: int = key(0, "processes that read and crop; 0 = none")
+    cache: str = key("none", "none | ram | device: decode once and keep the images there (data that fits)")
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Any timm VisionTransformer by name, and what to change in it (null = as the name says)."""
+
+    name: str = key("vit_base_patch16_224", "timm model name")
+    patch_size: int | None = key(None, "pixels")
+    embed_dim: int | None = key(None, "width of a token")
+    depth: int | None = key(None, "blocks")
+    num_heads: int | None = key(None, "attention heads")
+    mlp_ratio: float | None = key(None, "hidden width of a block's MLP over embed_dim")
+    qkv_bias: bool | None = key(None, "bias in the attention's projections")
+    qk_norm: bool | None = key(None, "normalise queries and keys")
+    init_values: float | None = key(None, "initial layer scale")
+    class_token: bool | None = key(None, "a CLS token")
+    reg_tokens: int | None = key(None, "register tokens")
+    no_embed_class: bool | None = key(None, "no position entries for CLS and registers")
+
+
+@dataclass(frozen=True)
+class Optim:
+    """How the weights move."""
+
+    name: str = key("adamw", "adamw | muon | lars | sgd")
+    base_lr: float = key(1.5e-4, "learning rate per 256 images of global batch")
+    weight_decay: float = key(0.05, "of matrices and tokens; vectors are exempt")
+    betas: list[float] = key([0.9, 0.95], "Adam's decay rates")
+    momentum: float = key(0.9, "of LARS, SGD and Muon")
+    warmup_epochs: Any = key("auto", "epochs of linear warm-up; auto = 40, at most 5% of the run")
+    min_lr: float = key(0.0, "learning rate at the end of the cosine (absolute)")
+    clip: float | None = key(None, "largest gradient norm; null = no clipping")
+    layer_decay: float | None = key(None, "learning rate factor a layer, from the head down (fine-tuning)")
+
+
+@dataclass(frozen=True)
+class Train:
+    """How long, how large and on what."""
+
+    epochs: float | None = key(None, "passes over the training images")
+    steps: int | None = key(None, "optimiser steps (of epochs, steps, minutes the last one given counts)")
+    minutes: float | None = key(None, "wall-clock budget; the schedule ends on time")
+    batch_size: int = key(256, "images a step over all ranks")
+    accumulate: Any = key("auto", "micro-batches a step; auto = 1")
+    precision: str = key("auto", "auto | bf16 | fp16 | fp32: of the forward pass; weights and losses stay float32")
+    compile: bool = key(False, "torch.compile the method (needs a C++ compiler on CPU)")
+    deterministic: bool = key(False, "bit-reproducible CUDA kernels (always so on CPU)")
+    ema: float | None = key(None, "decay of an average of the weights, which is then what is kept as the encoder")
+    seed: int = key(0, "decides weights, order, crops and masks")
+    log_every: int = key(20, "steps")
+    checkpoint_every: int = key(500, "steps")
+    evaluate_every: int = key(0, "steps between held-out losses; 0 = at the end only")
+    device: str = key("auto", "auto | cpu | cuda | cuda:N")
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """What is measured when training is over."""
+
+    protocols: list[str] = key(["knn", "linear_probe_quick"], "files of configs/evaluation")
+    controls: bool = key(True, "measure raw pixels, PCA and the untrained encoder too")
+
+
+@dataclass(frozen=True)
+class Track:
+    """Where the figures are mirrored; the run folder's metrics.jsonl is the truth."""
+
+    wandb: str = key("auto", "auto | online | offline | off; auto = online where a key is configured, else off")
+    project: str = key("mae", "W&B project")
+    group: str | None = key(None, "W&B group; null = the run's name, which links pretrain, probe and fine-tune")
+    tags: list[str] = key([], "W&B tags")
+    images_every: int = key(0, "steps between reconstruction pictures; 0 = at the end only")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where the run lives."""
+
+    dir: str | None = key(None, "run folder; null = runs/DATA-METHOD, -sN for seed N > 0")
+    keep: int = key(2, "checkpoints kept")
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything a command needs to know, resolved."""
+
+    data: Data = field(default_factory=Data)
+    encoder: Encoder = field(default_factory=Encoder)
+    method: dict[str, Any] = field(default_factory=dict)
+    optim: Optim = field(default_factory=Optim)
+    train: Train = field(default_factory=Train)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+    protocol: dict[str, Any] = field(default_factory=dict)
+    track: Track = field(default_factory=Track)
+    run: Run = field(default_factory=Run)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """(height, width) in pixels."""
+        size = self.data.image_size
+        return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain nested dicts and lists, for YAML and JSON."""
+        return OmegaConf.to_container(OmegaConf.structured(self))  # type: ignore[return-value]
+
+
+SECTIONS = {f.name: f.default_factory for f in fields(Config)}
+FOLDER_OF = {"data": "data", "method": "methods", "protocol": "evaluation"}  # sections chosen by name, and where their YAMLs lie
+FREE = ("method", "protocol")  # sections whose keys are those of the YAML of their name
+
+
+def configs_folder() -> Path:
+    """The configs/ folder: beside the package in a checkout, inside it when installed."""
+    package = Path(__file__).resolve().parent
+    beside = package.parent / "configs"
+    return beside if (package.parent / "setup.cfg").exists() and beside.is_dir() else package / "configs"
+
+
+def find_file(word: str, *, near: Path | None = None) -> Path:
+    """The file that a .yaml word means: as a path, beside the including file, or among the packaged configs."""
+    relative = word.removeprefix("configs/")
+    places = [Path(word), *([near / word] if near else []), configs_folder() / relative]
+    for place in places:
+        if place.is_file():
+            return place
+    known = [str(p.relative_to(configs_folder())) for p in sorted(configs_folder().rglob("*.yaml"))]
+    raise ConfigError(f"no file {word}{_did_you_mean(relative, known, prefix='configs/')}")
+
+
+def split_words(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Separates a command's own arguments from the words that configure it: (arguments, configuration words)."""
+    arguments = [w for w in words if "=" not in w and not w.endswith((".yaml", ".yml"))]
+    return arguments, [w for w in words if w not in arguments]
+
+
+def load(words: Sequence[str], *, base: Mapping[str, Any] | None = None) -> Config:
+    """Merges files and `a.b=c` words, left to right, onto the defaults, and checks what can be checked from words alone.
+
+    Without a data or method, the digits and the MAE are meant. `base` (nested, e.g. a run's config.yaml) replaces the defaults.
+    Raises ConfigError for an unknown key or file, a wrong type or value, and settings that contradict each other.
+    """
+    layers = [layer for word in words for layer in _layers_of(word)]
+    if base is not None:
+        layers.insert(0, dict(base))
+    chosen = {section for layer in layers for section in FOLDER_OF if "name" in (layer.get(section) or {})}
+    defaults = [("data", "data/digits.yaml"), ("method", "methods/mae.yaml")]
+    layers = [layer for section, file in defaults if section not in chosen for layer in _read(find_file(file))] + layers
+
+    merged: dict[str, Any] = {section: {} for section in SECTIONS}
+    for layer in layers:
+        _merge_layer(merged, layer)
+    config = _typed(merged)
+    _check(config)
+    return config
+
+
+def _layers_of(word: str) -> list[dict[str, Any]]:
+    if word.endswith((".yaml", ".yml")) and "=" not in word:
+        return _read(find_file(word))
+    name, _, value = word.partition("=")
+    if not re.fullmatch(r"[A-Za-z_][\w.]*", name) or not _:
+        raise ConfigError(f"{word!r} is neither a .yaml file nor an override: write section.key=value")
+    if "." not in name:
+        known = [*all_keys({"method": {"name": "mae"}})]
+        near = [k for k in known if k.endswith(f".{name}")]
+        raise ConfigError(f"{name} is no key{': did you mean ' + near[0] + '?' if near else _did_you_mean(name, known)}")
+    layer: dict[str, Any] = OmegaConf.to_container(OmegaConf.from_dotlist([word]))  # type: ignore[assignment]
+    section = name.split(".")[0]
+    if name.split(".")[1:] == ["name"] and section in FOLDER_OF and value:
+        return [*_read(_named_file(section, value)), layer]
+    return [layer]
+
+
+def _named_file(section: str, name: str) -> Path:
+    folder = configs_folder() / FOLDER_OF[section]
+    file = folder / f"{name.replace('/', '_')}.yaml"
+    if not file.is_file():
+        known = [p.stem for p in sorted(folder.glob("*.yaml"))]
+        raise ConfigError(f"{section}.name {name} is unknown{_did_you_mean(name, known)}")
+    return file
+
+
+def _read(file: Path) -> list[dict[str, Any]]:
+    """The layers of a YAML file: those of the files under `base:` first, then its own."""
+    try:
+        content = OmegaConf.to_container(OmegaConf.load(file)) or {}
+    except Exception as error:
+        raise ConfigError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file} must hold sections such as `data:` and `method:`, not a {type(content).__name__}")
+    bases = content.pop("base", [])
+    bases = [bases] if isinstance(bases, str) else bases
+    return [layer for word in bases for layer in _read(find_file(word, near=file.parent))] + [content]  # type: ignore[list-item]
+
+
+def _merge_layer(merged: dict[str, Any], layer: Mapping[str, Any]) -> None:
+    for section, values in layer.items():
+        if section not in SECTIONS:
+            raise ConfigError(f"unknown section {section}{_did_you_mean(section, list(SECTIONS))}")
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"{section} is a section of keys, not {values!r}: write {section}.key=value")
+        if section in FOLDER_OF and "name" in values and values["name"] != merged[section].get("name"):
+            merged[section] = dict(schema(section, str(values["name"]))) if section in FREE else {}
+        if section == "train" and any(d in values for d in DURATIONS):
+            merged["train"] = {k: v for k, v in merged["train"].items() if k not in DURATIONS}
+        merged[section] = {**merged[section], **values}
+
+
+def schema(section: str, name: str) -> dict[str, Any]:
+    """Every argument of a method or protocol with its default: what the YAML of that name lists."""
+    return dict(_read(_named_file(section, name))[-1][section])
+
+
+def all_keys(merged: Mapping[str, Any]) -> dict[str, Any]:
+    """Every dotted key that may be set, with its default, given the chosen method and protocol."""
+    keys = {}
+    for section, cls in SECTIONS.items():
+        if section in FREE:
+            name = (merged.get(section) or {}).get("name")
+            keys |= {f"{section}.{k}": v for k, v in (schema(section, name) if name else {}).items()}
+        else:
+            keys |= {f"{section}.{f.name}": _default(f) for f in fields(cls)}  # type: ignore[arg-type]
+    return keys
+
+
+def docs(section: str, name: str | None = None) -> dict[str, str]:
+    """The line of help of every key of a section; for methods and protocols the comments of their YAML."""
+    if section not in FREE:
+        return {f.name: f.metadata["doc"] for f in fields(SECTIONS[section])}  # type: ignore[arg-type]
+    text = _named_file(section, name or "mae").read_text()
+    lines = re.findall(r"^  (\w+):[^#\n]*#\s*(.+)$", text, re.MULTILINE)
+    return dict(lines)
+
+
+def _default(f: Any) -> Any:
+    return f.default if f.default is not MISSING else f.default_factory()
+
+
+def _typed(merged: Mapping[str, Any]) -> Config:
+    known = all_keys(merged)
+    for section, values in merged.items():
+        for name in values:
+            if f"{section}.{name}" not in known:
+                raise ConfigError(f"unknown key {section}.{name}{_did_you_mean(f'{section}.{name}', list(known))}")
+    for section in FREE:
+        for name, value in merged[section].items():
+            _check_type(f"{section}.{name}", value, known[f"{section}.{name}"])
+    try:
+        config: Config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(dict(merged))))  # type: ignore[assignment]
+    except OmegaConfBaseException as error:
+        where = getattr(error, "full_key", None) or "configuration"
+        default = known.get(where)
+        example = f": the default is {default}" if default is not None else ""
+        raise ConfigError(f"{where}: {str(error).splitlines()[0]}{example}") from error
+    for section, cls in SECTIONS.items():
+        values = merged[section] if section in FREE else vars(getattr(config, section))
+        for name, doc in (docs(section, merged[section].get("name")) if values or is_dataclass(cls) else {}).items():
+            _check_choice(f"{section}.{name}", values.get(name), doc)
+    return config
+
+
+def _check_type(name: str, value: Any, default: Any) -> None:
+    number = int | float
+    if isinstance(default, bool):
+        fine = isinstance(value, bool)
+    elif default == "auto":
+        fine = value == "auto" or (isinstance(value, number) and not isinstance(value, bool))
+    elif isinstance(default, float):
+        fine = isinstance(value, number) and not isinstance(value, bool)
+    elif default is None:
+        fine = True
+    else:
+        fine = isinstance(value, type(default)) and not isinstance(value, bool)
+    if not fine:
+        raise ConfigError(f"{name}: {value!r} has the wrong type: the default is {default!r}")
+
+
+def _check_choice(name: str, value: Any, doc: str) -> None:
+    head = doc.split(":")[0].split(";")[0]
+    choices = [c.strip() for c in head.split("|")] if " | " in head else []
+    if not isinstance(value, str) or not choices or not all(re.fullmatch(r"[\w:]+", c) for c in choices):
+        return
+    if value not in choices and name != "train.device":
+        raise ConfigError(f"{name} {value!r} is unknown{_did_you_mean(value, choices)}")
+
+
+def _check(config: Config) -> None:
+    """What contradicts itself in the words alone, before anything is imported, opened or made."""
+    rows, columns = grid(_image_size(config), patch_size(config.encoder.name, config.encoder.patch_size))
+    if "mask_ratio" in config.method:
+        hidden_count(rows * columns, config.method["mask_ratio"])
+    _check_channels(config)
+    t, world = config.train, int(os.environ.get("WORLD_SIZE", 1))
+    if sum(getattr(t, d) is not None for d in DURATIONS) != 1:
+        raise ConfigError("how long to train is not said: give train.epochs, train.steps or train.minutes")
+    for name in (*DURATIONS, "batch_size", "log_every", "checkpoint_every"):
+        value = getattr(t, name)
+        if value is not None and value <= 0:
+            raise ConfigError(f"train.{name} {value} must be above zero")
+    accumulate = 1 if t.accumulate == "auto" else t.accumulate
+    if not isinstance(accumulate, int) or accumulate < 1:
+        raise ConfigError(f"train.accumulate {accumulate!r} must be auto or a whole number from 1")
+    parts = world * accumulate
+    if t.batch_size % parts:
+        raise ConfigError(
+            f"train.batch_size {t.batch_size} is not a multiple of ranks x accumulate = {world} x {accumulate}: "
+            f"try {max(round(t.batch_size / parts), 1) * parts}"
+        )
+    warmup = config.optim.warmup_epochs
+    if warmup != "auto":
+        if not isinstance(warmup, int | float) or warmup < 0:
+            raise ConfigError(f"optim.warmup_epochs {warmup!r} must be auto or a number of epochs")
+        if t.epochs is not None and warmup > t.epochs:
+            raise ConfigError(f"optim.warmup_epochs {warmup} is longer than the run of {t.epochs} epochs: try {t.epochs / 20:g} or auto")
+
+
+def _image_size(config: Config) -> tuple[int, int]:
+    size = config.data.image_size
+    sides = [size, size] if isinstance(size, int) else size
+    if not isinstance(sides, list | tuple) or len(sides) != 2 or not all(isinstance(s, int) and s > 0 for s in sides):
+        raise ConfigError(f"data.image_size {size!r} must be a number of pixels or [height, width]")
+    return config.image_size
+
+
+def _check_channels(config: Config) -> None:
+    d = config.data
+    for name in ("mean", "std"):
+        values = getattr(d, name)
+        if len(values) != d.channels:
+            raise ConfigError(f"data.{name} has {len(values)} values for data.channels={d.channels}: give one a channel")
+    low, high = (*d.crop_scale, 0, 0)[:2]
+    if len(d.crop_scale) != 2 or not 0 < low <= high <= 1:
+        raise ConfigError(f"data.crop_scale {d.crop_scale} must be [least, most] with 0 < least <= most <= 1")
+    if not 0 <= d.validation < 1:
+        raise ConfigError(f"data.validation {d.validation} must be a share from 0 to below 1")
+
+
+def _did_you_mean(word: str, known: Sequence[str], prefix: str = "") -> str:
+    near = difflib.get_close_matches(word, known, 1, cutoff=0.5)
+    if near:
+        return f": did you mean {prefix}{near[0]}?"
+    return f": choose one of {', '.join(known)}" if len(known) <= 12 else ": --help lists them"

@@ -1,0 +1,31 @@
+"""The arithmetic of images and patches; free of torch, so that a wrong size is refused at once."""
+
+import math
+import re
+
+from mae.errors import ConfigError
+
+
+def patch_size(encoder_name: str, override: int | None) -> int:
+    """The patch size in pixels: the override, or what the timm name says, or 16."""
+    named = re.search(r"patch(\d+)", encoder_name)
+    return override or (int(named[1]) if named else 16)
+
+
+def grid(image_size: tuple[int, int], patch: int) -> tuple[int, int]:
+    """(rows, columns) of patches. Raises ConfigError where a side is no multiple of the patch."""
+    for side in image_size:
+        if side % patch or side < patch:
+            nearest = max(round(side / patch), 1) * patch
+            raise ConfigError(f"data.image_size {side} is not a multiple of encoder.patch_size {patch}: try {nearest}")
+    return image_size[0] // patch, image_size[1] // patch
+
+
+def hidden_count(patches: int, mask_ratio: float) -> int:
+    """How many of the patches are hidden: all but int(patches * (1 - mask_ratio)). Raises ConfigError for none or all."""
+    hidden = patches - int(patches * (1 - mask_ratio))
+    if not 0 < hidden < patches:
+        what = "all" if hidden >= patches else "none"
+        low, high = math.ceil(1000 / patches) / 1000, math.floor(1000 - 1000 / patches) / 1000
+        raise ConfigError(f"method.mask_ratio {mask_ratio} hides {what} of the {patches} patches: choose one from {low} to {high}")
+    return hidden

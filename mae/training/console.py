@@ -1,0 +1,49 @@
+"""What the first rank shows while it trains: a progress bar on a terminal, a line now and then in a log file."""
+
+import sys
+import time
+from typing import Any
+
+from tqdm import tqdm
+
+from mae.training.schedule import Plan
+
+
+class Console:
+    """Shows the rows of metrics.jsonl as they come. Silent on the other ranks."""
+
+    def __init__(self, plan: Plan, step: int, seconds: float, *, first: bool) -> None:
+        self.plan, self.first, self.last_line = plan, first, 0.0
+        self.terminal = first and sys.stderr.isatty()
+        self.bar = None
+        if self.terminal:
+            total = plan.steps if plan.steps is not None else round(plan.seconds or 0)
+            unit = "steps" if plan.steps is not None else "s"
+            start = step if plan.steps is not None else round(seconds)
+            shown = "{l_bar}{bar}| {n_fmt}/{total_fmt} {unit}, {remaining} left{postfix}"
+            self.bar = tqdm(total=total, initial=start, unit=unit, dynamic_ncols=True, bar_format=shown)
+
+    def row(self, row: dict[str, Any], seconds: float) -> None:
+        """Shows a row; `seconds` of training are over."""
+        if not self.first:
+            return
+        figures = f"loss {row['loss']:.4f}, lr {row['lr']:.2e}, {row['images_per_second']:.0f} images/s"
+        if self.bar is not None:
+            self.bar.set_postfix_str(figures, refresh=False)
+            self.bar.update((row["step"] if self.plan.steps is not None else round(seconds)) - self.bar.n)
+        elif time.monotonic() - self.last_line > 10:
+            self.last_line = time.monotonic()
+            done = self.plan.done(row["step"], seconds)
+            left = seconds * (1 - done) / done if done else 0.0
+            print(f"step {row['step']} ({done:.0%}): {figures}, {_duration(left)} left", file=sys.stderr, flush=True)
+
+    def close(self) -> None:
+        """Leaves the bar as it stands."""
+        if self.bar is not None:
+            self.bar.close()
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

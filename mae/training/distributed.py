@@ -1,0 +1,123 @@
+"""Everything that knows about ranks: starting them, agreeing, averaging, wrapping the module."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from mae.errors import ConfigError
+
+
+class Ranks(NamedTuple):
+    """Who this process is among those of the run."""
+
+    rank: int
+    world: int
+    device: torch.device
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes files and talks to the user."""
+        return self.rank == 0
+
+
+@contextlib.contextmanager
+def start(device: str) -> Iterator[Ranks]:
+    """Joins the process group that torchrun describes in the environment (NCCL for CUDA, gloo for CPU), and leaves it at the end.
+
+    `device` is auto, cpu, cuda or cuda:N. Raises ConfigError for a device that is not there.
+    """
+    world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
+    chosen = _device(device, local)
+    torch.set_flush_denormal(True)  # denormal weights slow CPU kernels down many times
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if world == 1:
+        yield Ranks(0, 1, chosen)
+        return
+    # gloo beside NCCL: flags and scalars are agreed on by the CPU, without a stop of the device
+    backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=timedelta(minutes=10))
+    try:
+        yield Ranks(dist.get_rank(), world, chosen)
+    finally:
+        dist.destroy_process_group()
+
+
+def _device(name: str, local_rank: int) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"train.device {name!r} is unknown: choose auto, cpu or cuda") from error
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ConfigError("train.device is cuda, but torch finds no CUDA device here: choose train.device=cpu or auto")
+        return torch.device("cuda", local_rank if device.index is None else device.index)
+    return device
+
+
+def data_parallel(module: nn.Module, ranks: Ranks) -> nn.Module:
+    """The module itself on one rank, wrapped in DistributedDataParallel on several (gradients averaged over ranks)."""
+    if ranks.world == 1:
+        return module
+    return DistributedDataParallel(
+        module, device_ids=[ranks.device] if ranks.device.type == "cuda" else None, gradient_as_bucket_view=True, broadcast_buffers=False
+    )
+
+
+def accumulating(module: nn.Module, more_to_come: bool) -> contextlib.AbstractContextManager[None]:
+    """While accumulating, gradients are averaged over ranks with the last micro-batch only."""
+    return module.no_sync() if more_to_come and isinstance(module, DistributedDataParallel) else contextlib.nullcontext()
+
+
+def mean(values: Tensor, ranks: Ranks) -> Tensor:
+    """Element-wise mean over ranks of a small float tensor."""
+    if ranks.world > 1:
+        dist.all_reduce(values)
+        values = values / ranks.world
+    return values
+
+
+def total(values: Tensor, ranks: Ranks) -> Tensor:
+    """Element-wise sum over ranks; integers wrap around."""
+    if ranks.world > 1:
+        dist.all_reduce(values)
+    return values
+
+
+def any_rank(flag: bool, ranks: Ranks) -> bool:
+    """Whether the flag is set on at least one rank; every rank gets the same answer."""
+    if ranks.world == 1:
+        return flag
+    tensor = torch.tensor(int(flag))
+    dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+    return bool(tensor)
+
+
+def from_first(value: float, ranks: Ranks) -> float:
+    """Rank 0's value, on every rank."""
+    if ranks.world == 1:
+        return value
+    tensor = torch.tensor(value, dtype=torch.float64)
+    dist.broadcast(tensor, 0)
+    return float(tensor)
+
+
+def first_does(action: Callable[[], object], ranks: Ranks) -> None:
+    """Rank 0 does it while the others wait; where it fails, every rank raises."""
+    error: Exception | None = None
+    if ranks.first:
+        try:
+            action()
+        except Exception as failure:
+            error = failure
+    if any_rank(error is not None, ranks):
+        raise error or ConfigError("rank 0 gave up: its message says why")

@@ -1,0 +1,79 @@
+"""Parameter groups and optimizers: AdamW as in the MAE paper, and the others that recipes ask for."""
+
+import torch
+from timm.optim import Muon, param_groups_layer_decay, param_groups_weight_decay
+from torch import nn
+from torch.optim import SGD, AdamW, Optimizer
+
+from mae import config
+from mae.training.lars import LARS
+
+
+def create(module: nn.Module, optim: config.Optim) -> Optimizer:
+    """The optimizer over the module's trainable parameters, its rate still to be set by the loop.
+
+    Vectors (biases, norms) are not decayed, nor what the module's no_weight_decay() names. With layer_decay a group's rate is
+    `lr_scale` = layer_decay^(layers above it), as in BEiT (arXiv:2106.08254) and the MAE paper's fine-tuning.
+    """
+    exempt = module.no_weight_decay() if hasattr(module, "no_weight_decay") else set()
+    if optim.layer_decay is not None:
+        groups = param_groups_layer_decay(module, optim.weight_decay, no_weight_decay_list=exempt, layer_decay=optim.layer_decay)
+    else:
+        groups = param_groups_weight_decay(module, optim.weight_decay, no_weight_decay_list=exempt)
+    lr, betas = optim.base_lr, (optim.betas[0], optim.betas[1])
+    if optim.name == "adamw":
+        return AdamW(groups, lr=lr, betas=betas, fused=True)
+    if optim.name == "muon":
+        return Muon(_matrices_apart(groups, module), lr=lr, momentum=optim.momentum, nesterov=True, betas=betas)
+    if optim.name == "lars":
+        return LARS(groups, lr=lr, momentum=optim.momentum)
+    return SGD(groups, lr=lr, momentum=optim.momentum)
+
+
+def _matrices_apart(groups: list[dict], module: nn.Module) -> list[dict]:
+    """Marks for AdamW what is no hidden matrix (tokens, the pixel embedding, the prediction), as Muon's author advises."""
+    names = {id(p): name for name, p in module.named_parameters()}
+
+    def hidden_matrix(p: nn.Parameter) -> bool:
+        return p.ndim == 2 and "blocks" in names[id(p)]
+
+    apart = []
+    for group in groups:
+        for inner in (True, False):
+            params = [p for p in group["params"] if hidden_matrix(p) == inner]
+            if params:
+                apart.append({**group, "params": params, "use_fallback": not inner})
+    return apart
+
+
+def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
+    """Sets every group's rate, times its lr_scale where it has one."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)
+
+
+def skips_on_device(optimizer: Optimizer) -> bool:
+    """Whether the optimizer leaves everything untouched when its `found_inf` tensor is non-zero, without asking the host."""
+    return isinstance(optimizer, AdamW) and bool(optimizer.defaults.get("fused"))
+
+
+class Average:
+    """An exponential moving average of the trainable parameters: shadow = decay * shadow + (1 - decay) * parameter."""
+
+    def __init__(self, module: nn.Module, decay: float) -> None:
+        self.decay = decay
+        self.parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
+        self.shadow = {n: p.detach().clone() for n, p in self.parameters.items()}
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """One step towards the current parameters."""
+        torch._foreach_lerp_(list(self.shadow.values()), list(self.parameters.values()), 1 - self.decay)
+
+    @torch.no_grad()
+    def swap(self) -> None:
+        """Exchanges the average and the parameters; twice is nothing."""
+        for name, parameter in self.parameters.items():
+            held = parameter.detach().clone()
+            parameter.copy_(self.shadow[name])
+            self.shadow[name].copy_(held)

@@ -1,0 +1,25 @@
+"""Which number format the forward pass runs in; weights, losses and norms stay float32."""
+
+import torch
+
+from mae.errors import ConfigError
+
+
+def choose(wanted: str, device: torch.device) -> str:
+    """bf16 | fp16 | fp32. `auto`: bf16 where the device computes in it, else fp16 on CUDA and fp32 elsewhere.
+
+    Raises ConfigError for fp16 on a device without a loss scaler (anything but CUDA and CPU).
+    """
+    if wanted != "auto":
+        if wanted == "fp16" and device.type not in ("cuda", "cpu"):
+            raise ConfigError(f"train.precision fp16 is not for {device.type}: choose bf16 or fp32")
+        return wanted
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if device.type == "cpu" and _cpu_has_bf16() else "fp32"
+
+
+def _cpu_has_bf16() -> bool:
+    """Whether matrix products in bf16 run in hardware here (AVX-512 BF16 or AMX); emulated ones are slower than float32."""
+    has = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return bool(has and has())

@@ -1,0 +1,141 @@
+"""The run folder: what a run was told, what it measured, how it stands. One process at a time may write to it."""
+
+import fcntl
+import json
+import os
+import re
+import secrets
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from mae.config import Config
+from mae.errors import ConfigError
+
+# What may differ when a run is continued: it decides how the work is done, not what comes out.
+EXECUTION = re.compile(
+    r"data\.workers|train\.(device|parallel|accumulate|compile|log_every|checkpoint_every|evaluate_every)|track\..*|run\..*"
+)
+
+
+def default_folder(config: Config) -> Path:
+    """run.dir, or runs/DATA-METHOD (-sN for seed N > 0), or runs/SWEEP/RUN_ID inside a W&B sweep."""
+    if config.run.dir is not None:
+        return Path(config.run.dir)
+    sweep, run_id = os.environ.get("WANDB_SWEEP_ID"), os.environ.get("WANDB_RUN_ID")
+    if sweep and run_id:
+        return Path("runs") / sweep / run_id
+    seed = f"-s{config.train.seed}" if config.train.seed else ""
+    return Path("runs") / f"{config.data.name}-{config.method['name']}{seed}"
+
+
+class RunFolder:
+    """Reads and writes the files of one run. Making the object touches nothing; `create` makes the folder."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.metrics, self.results = self.path / "metrics.jsonl", self.path / "results.json"
+        self.checkpoints, self.encoder, self.figures = self.path / "checkpoints", self.path / "encoder", self.path / "figures"
+
+    def config(self) -> dict[str, Any] | None:
+        """The configuration that the run was started with, or None where there is no run."""
+        file = self.path / "config.yaml"
+        return OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else None  # type: ignore[return-value]
+
+    def check(self, config: Config) -> None:
+        """Raises ConfigError where the folder belongs to another configuration or to something that is no run."""
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
+            raise ConfigError(f"run.dir {self.path} is a file: choose another run.dir")
+        theirs = self.config()
+        if theirs is None:
+            if any(self.path.iterdir()):
+                raise ConfigError(f"run.dir {self.path} holds other things than a run: choose an empty or new run.dir")
+            return
+        there, here = _flat(theirs), _flat(config.as_dict())
+        unlike = [k for k in sorted(there.keys() | here.keys()) if there.get(k) != here.get(k) and not EXECUTION.fullmatch(k)]
+        if unlike:
+            shown = ", ".join(f"{k} was {there.get(k)!r} and is now {here.get(k)!r}" for k in unlike[:5])
+            raise ConfigError(f"{self.path} belongs to a run of another configuration ({shown}): choose another run.dir=...")
+
+    def create(self, config: Config, derived: Mapping[str, Any]) -> None:
+        """Makes the folder with config.yaml and, beside it, derived.json: what follows from the configuration here."""
+        self.figures.mkdir(parents=True, exist_ok=True)
+        file = self.path / "config.yaml"
+        if not file.exists():
+            _write(file, OmegaConf.to_yaml(OmegaConf.create(config.as_dict())))
+        _write(self.path / "derived.json", json.dumps(derived, indent=1))
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Holds the folder for this process. Raises ConfigError naming host and pid where another one holds it.
+
+        The lock is the kernel's, so that a dead holder's is free at once.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        with open(self.path / ".lock", "a+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                lock.seek(0)
+                holder = lock.read().strip() or "another process"
+                raise ConfigError(f"{self.path} is in use by {holder}: wait for it, stop it, or choose another run.dir") from error
+            lock.truncate(0)
+            lock.write(f"host {socket.gethostname()}, pid {os.getpid()}")
+            lock.flush()
+            yield
+
+    def status(self, state: str, **facts: Any) -> None:
+        """Writes status.json: running | done | preempted | failed, with host and pid."""
+        row = {"status": state, "host": socket.gethostname(), "pid": os.getpid(), **facts}
+        _write(self.path / "status.json", json.dumps(row, indent=1))
+
+    def derived(self) -> dict[str, Any] | None:
+        """What followed from the configuration when the run was last started, or None."""
+        file = self.path / "derived.json"
+        return json.loads(file.read_text()) if file.is_file() else None
+
+    def state(self) -> str | None:
+        """The status that was written last, or None."""
+        file = self.path / "status.json"
+        return json.loads(file.read_text())["status"] if file.is_file() else None
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Adds a row to metrics.jsonl."""
+        with open(self.metrics, "a") as stream:
+            stream.write(json.dumps(row) + "\n")
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl; a last line that a kill cut off is left out."""
+        rows = []
+        for line in self.metrics.read_text().splitlines() if self.metrics.is_file() else []:
+            try:
+                rows.append(json.loads(line))
+            except ValueError:
+                continue
+        return rows
+
+    def rewind(self, step: int) -> None:
+        """Takes back the rows after a step: a resumed run takes those steps, and logs them, again."""
+        kept = [row for row in self.rows() if row["step"] <= step]
+        if self.metrics.is_file():
+            _write(self.metrics, "".join(json.dumps(row) + "\n" for row in kept))
+
+
+def _flat(nested: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return flat
+
+
+def _write(file: Path, text: str) -> None:
+    """Replaces a file in one step."""
+    temporary = file.with_name(f"{file.name}.tmp-{secrets.token_hex(4)}")
+    temporary.write_text(text)
+    os.replace(temporary, file)
