@@ -1,0 +1,85 @@
+"""Controls: what the same protocol makes of raw pixels, of their principal components and of the encoder before it learnt anything.
+
+A figure of an encoder means little without them. They do not depend on the run, so they are measured once and kept.
+"""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mae.config import Config
+from mae.data.sources import Splits
+from mae.evaluation.features import encoder_hash, extract, gather, pass_over, transform_of
+from mae.evaluation.material import Features, Material
+from mae.methods.base import Autoencoder
+
+PIXEL_SIDE = 32  # images are reduced to at most this many pixels a side
+
+
+class Control(NamedTuple):
+    """Something to compare an encoder with."""
+
+    name: str
+    definition: dict[str, Any]  # all that decides it, apart from the images
+    material: Callable[[], Material]  # computed when first asked for
+
+
+def define(
+    width: int,
+    config: Config,
+    splits: Splits,
+    untrained: Callable[[], Autoencoder],
+    *,
+    device: torch.device,
+    kept: Path,
+    precision: str,
+) -> list[Control]:
+    """The three controls for an encoder of that width. `untrained` builds the encoder as it was before training, always the same;
+    its features are kept in the folder `kept`.
+    """
+    raw = cache(lambda: gather(lambda source: pass_over(source, config, _pixels, device=device), splits))
+    transform = transform_of(config)
+    components = min(width, _pixel_count(config), len(splits.train) - 1)
+    model = untrained()
+
+    def fresh() -> Material:
+        model.to(device)
+        return gather(lambda source: extract(model, source, config, device=device, cache=kept, precision=precision), splits)
+
+    start = {"hash": encoder_hash(model), "precision": precision, **transform}
+    return [
+        Control("control:pixels", {"side": PIXEL_SIDE, **transform}, raw),
+        Control("control:pca", {"side": PIXEL_SIDE, "width": components, **transform}, cache(lambda: project(raw(), components))),
+        Control("control:untrained", start, cache(fresh)),
+    ]
+
+
+def project(material: Material, width: int) -> Material:
+    """The principal components of the training features: (N, D) -> (N, width), centred, largest variance first."""
+    x = material.train["mean"].x
+    mean = x.double().mean(0)
+    covariance = sum(part.T @ part for part in ((some.double() - mean) for some in x.split(4096)))  # (D, D)
+    directions = torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, :width]
+
+    def projected(split: dict[str, Features]) -> dict[str, Features]:
+        return {pool: Features(((f.x.double() - mean) @ directions).float(), f.y) for pool, f in split.items()}
+
+    return Material(*map(projected, (material.train, material.validation, material.test)), material.positions, material.classes)
+
+
+def _pixels(images: Tensor) -> dict[str, Tensor]:
+    """(B, C, H, W) -> (B, C * h * w) with h, w at most 32."""
+    size = tuple(min(side, PIXEL_SIDE) for side in images.shape[2:])
+    if size != images.shape[2:]:
+        images = F.interpolate(images, size, mode="bilinear", antialias=True)
+    return {"mean": images.flatten(1)}
+
+
+def _pixel_count(config: Config) -> int:
+    height, width = config.image_size
+    return config.data.channels * min(height, PIXEL_SIDE) * min(width, PIXEL_SIDE)

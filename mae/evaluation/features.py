@@ -1,0 +1,150 @@
+"""What an encoder makes of every image, computed in one pass over the images and kept on disk under a hash of all that decides it."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from mae.config import Config
+from mae.data.loader import evaluation_batches, normalise
+from mae.data.sources import Source, Splits, Subset
+from mae.errors import ConfigError
+from mae.evaluation.material import Features, Material
+from mae.methods.base import Autoencoder
+from mae.nets import vit
+
+VERSION = 1  # of the features: one more whenever they would come out otherwise
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def extract(
+    model: Autoencoder,
+    source: Source,
+    config: Config,
+    *,
+    device: torch.device | str,
+    pools: tuple[str, ...] | None = None,
+    precision: str = "fp32",
+    cache: Path | None = None,
+) -> dict[str, Features]:
+    """The features of every image of a source in its order, on the CPU, one Features (N, D) a pool (default: all that the encoder has).
+
+    Nothing is augmented, hidden or remembered for gradients, and the model is left in the modes it was in. In the folder `cache` they
+    are kept as HASH.safetensors, and read instead of computed when nothing that decides them has changed.
+    Raises ConfigError for a pool that the encoder does not have.
+    """
+    if precision not in PRECISIONS:
+        raise ConfigError(f"precision {precision!r} is unknown: choose one of {', '.join(PRECISIONS)}")
+    pools = pools or pools_of(model)
+    key = digest(VERSION, encoder_hash(model), source.fingerprint, transform_of(config), pools, precision)
+    file = cache / f"{key}.safetensors" if cache is not None else None
+    if file is not None and file.exists():
+        kept = load_file(file)
+        return {pool: Features(kept[pool], kept["labels"]) for pool in pools}
+
+    device = torch.device(device)
+    with evaluating(model), torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32"):
+        features = pass_over(source, config, lambda images: _encode(model, images, pools), device=device)
+    if file is not None:
+        tensors = {pool: features[pool].x for pool in pools} | {"labels": features[pools[0]].y}
+        write_atomically(file, lambda path: save_file(tensors, path))
+    return features
+
+
+def gather(features_of: Callable[[Source], dict[str, Features]], splits: Splits) -> Material:
+    """The material of the evaluators, from a function that turns a source into features. Needs a test split."""
+    train, test = features_of(splits.train), features_of(splits.test)
+    empty = {pool: f.rows(slice(0)) for pool, f in train.items()}
+    validation = features_of(splits.validation) if len(splits.validation) else empty
+    return Material(train, validation, test, _positions(splits), splits.train.classes)
+
+
+def _positions(splits: Splits) -> Tensor:
+    """(N_train + N_validation,): the order in the source, which a validation carved from the training images has interrupted."""
+    train, validation = splits.train, splits.validation
+    if isinstance(train, Subset) and isinstance(validation, Subset) and train.source is validation.source:
+        return torch.from_numpy(np.concatenate([train.positions, validation.positions]))
+    return torch.arange(len(train) + len(validation))
+
+
+def pass_over(
+    source: Source, config: Config, encode: Callable[[Tensor], dict[str, Tensor]], *, device: torch.device, batch_size: int = 256
+) -> dict[str, Features]:
+    """Applies `encode`, normalised images (B, C, H, W) -> {pool: (B, D)}, to every image of a source once, in order, without gradients."""
+    vectors: dict[str, list[Tensor]] = {}
+    labels = []
+    with torch.no_grad():
+        for batch in evaluation_batches(source, config, batch_size=batch_size, device=device):
+            for pool, x in encode(normalise(batch.images, config.data)).items():
+                vectors.setdefault(pool, []).append(x.float().cpu())
+            labels.append(batch.labels.cpu())
+    return {pool: Features(torch.cat(parts), torch.cat(labels)) for pool, parts in vectors.items()}
+
+
+def pools_of(model: Autoencoder) -> tuple[str, ...]:
+    """The pools that evaluators read: mean-pooled patches, and the class token where there is one."""
+    return ("mean", "cls") if model.encoder.cls_token is not None else ("mean",)
+
+
+def _encode(model: Autoencoder, images: Tensor, pools: tuple[str, ...]) -> dict[str, Tensor]:
+    if _encodes_itself(model):
+        return {pool: model.encode(images, pool) for pool in pools}
+    tokens = model.encoder.forward_features(images)  # (B, P + N, D), one pass for all pools
+    return {pool: vit.pool(model.encoder, tokens, pool) for pool in pools}
+
+
+def _encodes_itself(model: Autoencoder) -> bool:
+    return type(model).encode is not Autoencoder.encode
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode, and afterwards every module back in the mode it was in (a frozen part may differ from the rest)."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def encoder_hash(model: Autoencoder) -> str:
+    """16 hex digits of the architecture and weights that decide the features."""
+    module = model if _encodes_itself(model) else model.encoder
+    heads = [getattr(child, "num_heads", None) for child in module.modules()]  # not to be seen in the weights, nor in repr
+    state = hashlib.sha256(f"{module!r} {heads}".encode())
+    for name, tensor in sorted(module.state_dict().items()):
+        state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        state.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return state.hexdigest()[:16]
+
+
+def transform_of(config: Config) -> dict[str, Any]:
+    """What is done to an image before an encoder sees it, when evaluating."""
+    d = config.data
+    return {"image_size": config.image_size, "channels": d.channels, "mean": list(d.mean), "std": list(d.std), "resize": d.resize}
+
+
+def digest(*parts: Any) -> str:
+    """16 hex digits of anything that JSON can write."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def write_atomically(file: Path, write: Callable[[Path], None]) -> None:
+    """Makes the folder, lets `write` fill a temporary file beside the target, and renames it: a reader sees all of it or none."""
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        write(temporary)
+        os.replace(temporary, file)
+    finally:
+        temporary.unlink(missing_ok=True)

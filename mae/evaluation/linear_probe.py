@@ -1,0 +1,128 @@
+"""Linear probe on cached features: one linear layer on standardised features, every setting of a sweep trained at once.
+
+He et al., arXiv:2111.06377, put BatchNorm(affine=False) before the layer; on fixed features its statistics are simply those of the
+training set. The gradient of softmax cross-entropy is written out, so that a step is two matrix products for all heads together.
+The sweep is scored on held-out training images, the winner refitted on all of them, and the test images are read once.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from mae.evaluation.material import Features, Material, Result, draw_order, score, standardiser
+from mae.nets import keyed
+
+VERSION = 1
+NEEDS_LABELS = True
+BETAS, EPSILON = (0.9, 0.999), 1e-8
+
+
+class Heads(NamedTuple):
+    """H linear classifiers on features standardised alike."""
+
+    weight: Tensor  # (D, H, C)
+    bias: Tensor  # (H, C)
+    mean: Tensor  # (D,)
+    scale: Tensor  # (D,)
+
+    def logits(self, x: Tensor) -> Tensor:
+        """(B, D) -> (B, H, C)"""
+        return _logits((x - self.mean) * self.scale, self.weight, self.bias)
+
+
+def evaluate(
+    material: Material,
+    *,
+    learning_rates: list[float],
+    weight_decays: list[float],
+    epochs: int,
+    batch_size: int,
+    held_out: float | None = None,
+    train_first: int | None = None,
+    test_first: int | None = None,
+    best_on_test: bool = False,
+    seed: int = 0,
+) -> Result:
+    """Accuracy on the test images for every pool, each with a learning rate and weight decay of its own choice.
+
+    `held_out` is the share of the training images, drawn by the seed, that the choice is made on; None takes the validation
+    images. `best_on_test` adds 'accuracy_best_on_test': the best of the sweep by test accuracy, as some publish; it is no honest figure.
+    """
+    grid = [(rate, decay) for rate in learning_rates for decay in weight_decays]
+    how = {"epochs": epochs, "batch_size": batch_size, "classes": material.class_count, "seed": seed}
+    metrics, settings = {}, {}
+    for pool in material.pools:
+        training, validation = material.training(pool, train_first)
+        if held_out is not None or not validation.any():
+            validation = _draw(len(training.y), held_out or 0.1, seed, validation.device)
+        choice = choose(train(training.rows(~validation), grid, **how), training.rows(validation))
+
+        test = material.testing(pool, test_first)
+        kept = grid if best_on_test else [grid[choice]]
+        correct = predict(train(training, kept, **how), test.x) == test.y[:, None]  # (N, H)
+        metrics |= score(correct[:, choice if best_on_test else 0], pool)
+        if best_on_test:
+            name = "accuracy_best_on_test" if pool == "mean" else f"accuracy_{pool}_best_on_test"
+            metrics[name] = 100 * correct.double().mean(0).max().item()
+        settings |= {f"learning_rate_{pool}": grid[choice][0], f"weight_decay_{pool}": grid[choice][1]}
+    return Result(metrics | {"n_test": len(test.y), "n_train": len(training.y)}, settings)
+
+
+def train(data: Features, grid: list[tuple[float, float]], *, epochs: int, batch_size: int, classes: int, seed: int) -> Heads:
+    """One head for every (learning rate, weight decay) of the grid: AdamW, cosine to zero, all from one start and in one order."""
+    device, (count, width) = data.x.device, data.x.shape
+    mean, scale = standardiser(data.x)
+    rates, decays = (torch.tensor(column, device=device)[:, None] for column in zip(*grid, strict=True))  # (H, 1)
+    key = torch.from_numpy(keyed.hash_integers(seed, -1).reshape(1)).to(device)
+    start = 0.01 * keyed.normal(key, width * classes, "noise").view(width, 1, classes)
+    weight, bias = start.repeat(1, len(grid), 1), torch.zeros(len(grid), classes, device=device)
+    moments = [torch.zeros_like(p) for p in (weight, weight, bias, bias)]
+    steps, step = epochs * math.ceil(count / batch_size), 0
+    for epoch in range(epochs):
+        for ids in draw_order(count, seed, epoch, device=device).split(batch_size):
+            step += 1
+            rate = rates * (0.5 + 0.5 * math.cos(math.pi * (step - 1) / steps))
+            x = (data.x[ids] - mean) * scale
+            error = _logits(x, weight, bias).softmax(-1)  # (B, H, C)
+            error[torch.arange(len(ids), device=device), :, data.y[ids]] -= 1
+            error /= len(ids)
+            _adamw(weight, (x.T @ error.flatten(1)).view_as(weight), *moments[:2], step, rate, decays)
+            _adamw(bias, error.sum(0), *moments[2:], step, rate, torch.zeros_like(decays))
+    return Heads(weight, bias, mean, scale)
+
+
+def choose(heads: Heads, held_out: Features) -> int:
+    """The head of highest accuracy on the held-out images; among equals the one of lowest cross-entropy."""
+    logits = torch.cat([heads.logits(x) for x in held_out.x.split(8192)])  # (N, H, C)
+    accuracy = (logits.argmax(-1) == held_out.y[:, None]).double().mean(0)
+    labels = held_out.y[:, None].expand(logits.shape[:2])
+    entropy = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape).mean(0)
+    finite = entropy.isfinite()
+    return max(range(len(entropy)), key=lambda h: (bool(finite[h]), accuracy[h].item(), -entropy[h].item()))
+
+
+def predict(heads: Heads, x: Tensor) -> Tensor:
+    """The classes that each head gives: (N, D) -> (N, H) int64."""
+    return torch.cat([heads.logits(some).argmax(-1) for some in x.split(8192)])
+
+
+def _draw(count: int, share: float, seed: int, device: torch.device) -> Tensor:
+    chosen = torch.zeros(count, dtype=torch.bool, device=device)
+    chosen[draw_order(count, seed, -2, device=device)[: max(1, round(share * count))]] = True
+    return chosen
+
+
+def _logits(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    return (x @ weight.flatten(1)).view(len(x), *bias.shape) + bias
+
+
+def _adamw(parameter: Tensor, gradient: Tensor, first: Tensor, second: Tensor, step: int, rate: Tensor, decay: Tensor) -> None:
+    """Loshchilov & Hutter, arXiv:1711.05101, with a rate and a decay (H, 1) for each head; all in place."""
+    first.lerp_(gradient, 1 - BETAS[0])
+    second.lerp_(gradient.square(), 1 - BETAS[1])
+    root = (second / (1 - BETAS[1] ** step)).sqrt_().add_(EPSILON)
+    parameter.mul_(1 - rate * decay)
+    parameter.sub_(rate * first / (1 - BETAS[0] ** step) / root)

@@ -1,0 +1,162 @@
+"""Protocols in, results.json entries out: one pass over the images for all of them, each beside its controls."""
+
+import importlib
+import inspect
+import json
+import subprocess
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, lru_cache
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+
+from mae.config import Config
+from mae.data.sources import Splits
+from mae.errors import ConfigError
+from mae.evaluation import features as features_module
+from mae.evaluation.controls import define
+from mae.evaluation.features import digest, encoder_hash, extract, gather, write_atomically
+from mae.evaluation.material import Material
+from mae.methods.base import Autoencoder
+from mae.version import __version__
+
+Entry = dict[str, Any]
+
+
+def run_protocols(
+    model: Autoencoder,
+    config: Config,
+    splits: Splits,
+    protocols: Sequence[Mapping[str, Any]],
+    *,
+    run_dir: Path,
+    device: torch.device | str,
+    controls: bool,
+    untrained: Callable[[], Autoencoder],
+    precision: str = "fp32",
+    say: Callable[[str], None] = print,
+) -> list[Entry]:
+    """Measures an encoder by every protocol (`config.protocol` dicts) and returns the entries, each followed by its controls' entries.
+
+    Features and the controls' entries are kept in `.cache/` beside the run folder, shared by all runs there. A protocol that this
+    data cannot serve (no labels, no test split, too few images of a class) is skipped, and `say` is told why.
+    Raises ConfigError for a protocol that does not exist or does not work on features.
+    """
+    evaluators = [(dict(protocol), evaluator(protocol)) for protocol in protocols]
+    device, kept = torch.device(device), Path(run_dir).parent / ".cache"
+    data = data_name(config, splits)
+
+    def material() -> Material:
+        return gather(lambda s: extract(model, s, config, device=device, cache=kept / "features", precision=precision), splits).to(device)
+
+    material = cache(material)
+    identity = {"name": str(config.method.get("name")), "hash": encoder_hash(model)}
+    identity |= {"architecture": config.encoder.name, "width": model.encoder.embed_dim, "precision": precision}
+    beside = cache(
+        lambda: define(model.encoder.embed_dim, config, splits, untrained, device=device, features=kept / "features", precision=precision)
+    )
+    entries: list[Entry] = []
+    for protocol, module in evaluators:
+        why = _unfit(module, splits)
+        if why:
+            say(f"{protocol['name']} is skipped: {why}")
+            continue
+        common = {"protocol": protocol["name"], "protocol_hash": protocol_hash(protocol), "data": data, "split": "test"}
+        try:
+            entries.append(common | _measure(module, protocol, material, identity, seed=config.train.seed))
+            for control in beside() if controls else ():
+                file = kept / "controls" / f"{digest(common, control.name, control.definition)}.json"
+                if not file.exists():
+                    who = {"name": control.name, "hash": digest(control.definition), **control.definition}
+                    moved = cache(lambda control=control: control.material().to(device))
+                    entry = common | _measure(module, protocol, moved, who, seed=0)
+                    write_atomically(file, lambda path, entry=entry: path.write_text(json.dumps(entry, indent=1)))
+                entries.append(json.loads(file.read_text()))
+        except ConfigError as error:
+            say(f"{protocol['name']} is skipped: {error}")
+    return entries
+
+
+def add_entries(path: Path, entries: Sequence[Entry]) -> list[Entry]:
+    """Adds entries to a results.json, made if it is missing, and returns all of its entries.
+
+    An entry replaces an older one of the same protocol hash, data, seed and encoder. The file is rewritten atomically.
+    """
+    path = Path(path)
+    known = json.loads(path.read_text()) if path.exists() else []
+    together = {_identity(entry): entry for entry in [*known, *entries]}
+    write_atomically(path, lambda temporary: temporary.write_text(json.dumps(list(together.values()), indent=1)))
+    return list(together.values())
+
+
+def protocol_hash(protocol: Mapping[str, Any]) -> str:
+    """16 hex digits of a protocol's settings and of the version of the code that measures it: figures compare only if it is equal."""
+    return digest(dict(protocol), evaluator(protocol).VERSION, features_module.VERSION)
+
+
+def data_name(config: Config, splits: Splits) -> str:
+    """`NAME@FINGERPRINT` of the images of all three splits."""
+    return f"{config.data.name}@{digest(*(split.fingerprint if split is not None else None for split in splits))}"
+
+
+def evaluator(protocol: Mapping[str, Any]) -> ModuleType:
+    """The module of mae/evaluation that measures a protocol: knn, linear_probe ... by the part of its name before the slash."""
+    name = str(protocol["name"])
+    try:
+        module = importlib.import_module(f"mae.evaluation.{name.split('/')[0]}")
+        inspect.signature(module.evaluate).bind(None, **_arguments(protocol))
+    except (ModuleNotFoundError, AttributeError, TypeError) as error:
+        raise ConfigError(f"protocol {name} is not measured on features: leave it out of evaluate.protocols ({error})") from error
+    return module
+
+
+@lru_cache
+def code_version() -> str:
+    """`0.1.0+HASH` in a git checkout, `+dirty` with uncommitted changes; the version alone elsewhere."""
+    root = Path(__file__).resolve().parents[2]
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=10, check=True).stdout.strip()
+
+    try:
+        if not (root / ".git").exists():  # the package may be installed inside somebody else's checkout
+            return __version__
+        return f"{__version__}+{git('rev-parse', '--short', 'HEAD')}{'+dirty' if git('status', '--porcelain', '-uno') else ''}"
+    except (OSError, subprocess.SubprocessError):
+        return __version__
+
+
+def _measure(
+    module: ModuleType, protocol: Mapping[str, Any], material: Callable[[], Material], encoder: dict[str, Any], *, seed: int
+) -> Entry:
+    given = material()  # features are shared by the protocols: not part of this one's seconds
+    start = time.perf_counter()
+    result = module.evaluate(given, **_arguments(protocol))
+    return {
+        "seed": seed,
+        "metrics": result.metrics,
+        "encoder": encoder,
+        "settings": _arguments(protocol) | {f"chosen_{name}": value for name, value in result.settings.items()},
+        "code": code_version(),
+        "seconds": round(time.perf_counter() - start, 3),
+    }
+
+
+def _unfit(module: ModuleType, splits: Splits) -> str | None:
+    """Why the data cannot serve an evaluator, or None."""
+    if splits.test is None:
+        return "the data has no test split"
+    if module.NEEDS_LABELS and (splits.train.labels is None or splits.test.labels is None):
+        return "the images have no labels"
+    return None
+
+
+def _arguments(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in protocol.items() if name != "name"}
+
+
+def _identity(entry: Entry) -> tuple[Any, ...]:
+    return entry["protocol_hash"], entry["data"], entry["seed"], entry["encoder"].get("name"), entry["encoder"].get("hash")
