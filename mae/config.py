@@ -202,6 +202,18 @@ def load(words: Sequence[str], *, base: Mapping[str, Any] | None = None) -> Conf
     return config
 
 
+def protocol(name: str) -> dict[str, Any]:
+    """The settings of a protocol: a file of configs/evaluation by its name, or any file, with or without .yaml.
+
+    Raises ConfigError where there is no such file or it holds no protocol.
+    """
+    word = name if name.endswith(".yaml") else f"configs/evaluation/{name}.yaml"
+    layers = [layer["protocol"] for layer in _read(find_file(word)) if "protocol" in layer]
+    if not layers:
+        raise ConfigError(f"{word} holds no `protocol:` section: choose a file of configs/evaluation")
+    return {k: v for layer in layers for k, v in layer.items()}
+
+
 def _layers_of(word: str) -> list[dict[str, Any]]:
     if word.endswith((".yaml", ".yml")) and "=" not in word:
         return _read(find_file(word))
@@ -354,6 +366,8 @@ def _check(config: Config) -> None:
             f"train.batch_size {t.batch_size} is not a multiple of ranks x accumulate = {world} x {accumulate}: "
             f"try {max(round(t.batch_size / parts), 1) * parts}"
         )
+    for name in config.evaluate.protocols:
+        protocol(name)
     warmup = config.optim.warmup_epochs
     if warmup != "auto":
         if not isinstance(warmup, int | float) or warmup < 0:

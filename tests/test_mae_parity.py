@@ -71,7 +71,9 @@ def ours_from(model, *, image, patch, mask_ratio, norm_pix):
     ours.decoder_positions = model.decoder.interpolate_pos_encoding(tokens).detach()[:, 1:].clone()
     state = {
         "encoder.cls_token": theirs["vit.embeddings.cls_token"],
-        "encoder.pos_embed": model.vit.embeddings.interpolate_pos_encoding(tokens.new_zeros(1, tokens.shape[1], c.hidden_size), *image).detach(),
+        "encoder.pos_embed": model.vit.embeddings.interpolate_pos_encoding(
+            tokens.new_zeros(1, tokens.shape[1], c.hidden_size), *image
+        ).detach(),
         "mask_token": theirs["decoder.mask_token"],
     }
     for kind in ("weight", "bias"):

@@ -1,7 +1,6 @@
 """What happens when the training is over: the encoder is exported, pictured and measured, and the run is marked as done."""
 
 import contextlib
-import json
 import signal
 from collections.abc import Iterator
 from typing import Any
@@ -25,9 +24,8 @@ from mae.training.tracking import Tracker
 PICTURED = 8  # images in the reconstruction picture
 
 
-def evaluate_run(config: Config, folder: RunFolder, splits: Splits, method: Autoencoder, tracker: Tracker, device: torch.device) -> None:
+def close(config: Config, folder: RunFolder, splits: Splits, method: Autoencoder, tracker: Tracker, device: torch.device) -> None:
     """Exports, pictures and measures a trained method; prints the results table. Raises Preempted when told to stop meanwhile."""
-    method.eval()
     with _stoppable():
         timm_folder.save(method.encoder, folder.encoder, data=config.data, tag=folder.path.name)
         tracker.artifact(folder.encoder, f"{folder.path.name}-encoder", "model")
@@ -40,10 +38,7 @@ def evaluate_run(config: Config, folder: RunFolder, splits: Splits, method: Auto
             method,
             config,
             splits,
-            [
-                configuration.load([name if name.endswith(".yaml") else f"configs/evaluation/{name}.yaml"]).protocol
-                for name in config.evaluate.protocols
-            ],
+            [configuration.protocol(name) for name in config.evaluate.protocols],
             run_dir=folder.path,
             device=device,
             controls=config.evaluate.controls,
@@ -51,8 +46,6 @@ def evaluate_run(config: Config, folder: RunFolder, splits: Splits, method: Auto
         )
         results.add_entries(folder.results, entries)
         tracker.results(entries)
-    tracker.finish()
-    folder.status("done")
     print(f"\n{table.text(entries)}\n")
     print(report.sentence)
     print(f"\n{folder.path}: results.json, metrics.jsonl, encoder/ (timm)" + (f", {picture}" if picture.exists() else ""))
@@ -99,8 +92,3 @@ def _stoppable() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def show(folder: RunFolder) -> str:
-    """The results table of a finished run."""
-    return table.text(json.loads(folder.results.read_text()))

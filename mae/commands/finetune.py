@@ -1,0 +1,39 @@
+"""The story of fine-tuning: an encoder and a protocol -> data -> a classifier -> its test accuracy beside the run's other results."""
+
+from collections.abc import Sequence
+
+from mae.commands import door, encoders
+from mae.data.sources import open_splits
+from mae.training import schedule
+from mae.training.run import RunFolder
+
+USAGE = """
+usage: finetune.py RUN [configs/evaluation/finetune_paper.yaml] [section.key=value ...]
+
+Trains a classifier from the encoder of a pretraining run, all weights, on the same data (or other: data.path=...).
+configs/evaluation/finetune_official_repo.yaml is the official repository's variant of the recipe.
+"""
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return door.enter(lambda words: story(words, "finetune", "finetune_paper"), USAGE, words)
+
+
+def story(words: list[str], kind: str, default: str) -> None:
+    """Reads the words of a supervised command and trains; `default` is its protocol where the words name none."""
+    cfg, encoder = encoders.configure(words, kind=kind, default=default)
+    protocol = cfg.protocol["name"]
+    path = cfg.run.dir or f"{encoder.path}/{protocol.replace('/', '-')}" + (f"-s{cfg.train.seed}" if cfg.train.seed else "")
+    folder = RunFolder(path)
+    folder.check(cfg)
+    splits = open_splits(cfg.data)
+    encoders.require_labels(cfg, splits)
+    plan = schedule.plan(cfg, len(splits.train))
+    if folder.state() == "done":
+        print(f"{folder.path} is finished:\n{folder.results.read_text()}")
+        return
+
+    from mae.commands.supervised import train_classifier  # torch and timm: only once words and data are known to be good
+
+    train_classifier(cfg, folder, splits, plan, encoder=encoder)

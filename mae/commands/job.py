@@ -1,0 +1,210 @@
+"""One training job in one run folder: what pretraining, probing and fine-tuning have in common around the loop."""
+
+import contextlib
+import dataclasses
+import logging
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from mae.config import Config
+from mae.data.loader import Batch, train_batches
+from mae.data.sources import Splits
+from mae.errors import ConfigError, NonFiniteLoss, Preempted
+from mae.methods.base import Output
+from mae.training import checkpoint, distributed, optim, precision
+from mae.training.console import Console
+from mae.training.distributed import Ranks
+from mae.training.loop import Hooks, Progress, fit
+from mae.training.run import RunFolder
+from mae.training.schedule import Plan
+from mae.training.signals import Stop
+from mae.training.tracking import Tracker
+
+log = logging.getLogger("mae")
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """What is particular to a kind of job."""
+
+    kind: str  # pretrain | linear_probe | finetune: the W&B job type
+    name: str  # of the run, in W&B
+    build: Callable[[], nn.Module]
+    forward: Callable[[nn.Module, Batch], Output]
+    held_out: Callable[[nn.Module, torch.device], dict[str, float]]  # figures on held-out data, while training
+    finish: Callable[[nn.Module, Tracker, torch.device], None]  # on rank 0, when training is over
+    transform: Callable[[np.ndarray, int], Tensor] | None = None  # a training augmentation of its own
+
+
+def run(job: Job, config: Config, folder: RunFolder, splits: Splits, plan: Plan) -> None:
+    """Trains (or goes on training) in the run folder, then finishes on rank 0.
+
+    Raises ConfigError before anything is made, NonFiniteLoss and Preempted with the folder left ready to go on.
+    """
+    with contextlib.ExitStack() as stack:
+        with distributed.start(config.train.device) as ranks:
+            torch.use_deterministic_algorithms(config.train.deterministic)
+            torch.manual_seed(config.train.seed)
+            module = job.build().to(ranks.device)
+            derived = _derived(config, splits, plan, module, ranks)
+            distributed.first_does(lambda: _take(folder, config, derived, stack), ranks)
+            tracker = Tracker(config, folder.path, job.kind, name=job.name, derived=derived) if ranks.first else None
+            stack.enter_context(_status(folder, tracker))
+            _train(job, config, folder, splits, plan, module, ranks, derived, tracker)
+        if tracker is not None:  # the other ranks are done: finishing may take longer than they would wait
+            job.finish(module.eval(), tracker, ranks.device)
+
+
+@contextlib.contextmanager
+def _status(folder: RunFolder, tracker: Tracker | None):  # type: ignore[no-untyped-def]
+    """Keeps status.json and W&B's state true, however the job ends."""
+    try:
+        yield
+    except BaseException as error:
+        if tracker is not None:
+            folder.status("preempted" if isinstance(error, Preempted) else "failed", reason=str(error))
+            tracker.finish(exit_code=1)
+        raise
+    if tracker is not None:
+        tracker.finish()
+        folder.status("done")
+
+
+def _take(folder: RunFolder, config: Config, derived: dict[str, Any], stack: contextlib.ExitStack) -> None:
+    """Makes and locks the run folder, once everything else is known to be good."""
+    previous = folder.derived()
+    if previous is not None and previous["data"] != derived["data"]:
+        raise ConfigError(
+            f"the training images are not those that {folder.path} was started with ({previous['data']}, now {derived['data']}): "
+            "bring them back or choose another run.dir=..."
+        )
+    stack.enter_context(folder.locked())
+    folder.create(config, derived)
+    checkpoint.sweep(folder.checkpoints)
+    folder.status("running")
+    words = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in derived.items() if v is not None)
+    log.info("%s: %s", folder.path, words)
+
+
+def _derived(config: Config, splits: Splits, plan: Plan, module: nn.Module, ranks: Ranks) -> dict[str, Any]:
+    """What follows from the configuration on this machine."""
+    return {
+        "data": f"{config.data.name}@{splits.train.fingerprint}",
+        "images": len(splits.train),
+        "held_out": len(splits.validation),
+        "steps": plan.steps,
+        "steps_per_epoch": plan.steps_per_epoch,
+        "learning_rate": plan.peak_lr,
+        "accumulate": 1 if config.train.accumulate == "auto" else config.train.accumulate,
+        "precision": precision.choose(config.train.precision, ranks.device),
+        "device": str(ranks.device),
+        "ranks": ranks.world,
+        "parameters": sum(p.numel() for p in module.parameters()),
+    }
+
+
+def _train(
+    job: Job,
+    config: Config,
+    folder: RunFolder,
+    splits: Splits,
+    plan: Plan,
+    module: nn.Module,
+    ranks: Ranks,
+    derived: dict[str, Any],
+    tracker: Tracker | None,
+) -> None:
+    optimizer = optim.create(module, config.optim)
+    average = optim.Average(module, config.train.ema) if config.train.ema is not None else None
+    scaler = torch.amp.GradScaler(ranks.device.type, enabled=derived["precision"] == "fp16")
+    progress = _resume(folder, module, optimizer, average, scaler, ranks)
+    begun_at = progress.step
+    if config.train.compile:
+        module.compile()
+    console = Console(plan, progress.step, progress.seconds, first=ranks.first)
+
+    def write(row: dict[str, Any]) -> None:
+        if tracker is not None:
+            folder.append(row)
+            tracker.log(row)
+
+    def log_row(row: dict[str, Any]) -> None:
+        write(row)
+        console.row(row, progress.seconds)
+
+    def save(progress: Progress) -> None:
+        replaced = int(distributed.total(torch.tensor(progress.replaced, device=ranks.device), ranks))
+        tensors, scalars = checkpoint.state_of(module, optimizer, average)
+        scalars |= {"progress": dataclasses.asdict(progress) | {"replaced": replaced}, "scaler": scaler.state_dict()}
+        facts = {"data": derived["data"], "world": ranks.world, "samples_consumed": progress.step * plan.batch_size}
+        commit = partial(checkpoint.save, folder.checkpoints, progress.step, tensors, scalars, facts=facts, keep=config.run.keep)
+        distributed.first_does(commit, ranks)
+
+    def held_out(step: int) -> None:
+        if tracker is not None:
+            figures = job.held_out(module.eval(), ranks.device)
+            module.train()
+            write({"step": step, "samples": step * plan.batch_size, **{f"held_out/{k}": v for k, v in figures.items()}})
+
+    batches = train_batches(
+        splits.train,
+        config,
+        first_step=progress.step,
+        device=ranks.device,
+        rank=ranks.rank,
+        world=ranks.world,
+        accumulate=derived["accumulate"],
+        transform=job.transform,
+    )
+    module.train()
+    with Stop() as stop, contextlib.closing(batches), contextlib.closing(console):
+        try:
+            fit(
+                distributed.data_parallel(module, ranks),
+                job.forward,
+                batches,
+                optimizer=optimizer,
+                average=average,
+                scaler=scaler,
+                plan=plan,
+                progress=progress,
+                config=config,
+                precision=derived["precision"],
+                ranks=ranks,
+                hooks=Hooks(log=log_row, save=save, evaluate=held_out, stop=lambda: stop.asked),
+            )
+        except NonFiniteLoss as error:
+            raise NonFiniteLoss(f"{error}. The newest checkpoint in {folder.checkpoints} is from before it") from None
+    if progress.step > begun_at:
+        save(progress)
+    if average is not None:
+        average.swap()
+
+
+def _resume(
+    folder: RunFolder,
+    module: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    average: optim.Average | None,
+    scaler: torch.amp.GradScaler,
+    ranks: Ranks,
+) -> Progress:
+    """Goes back to the newest good checkpoint, if there is one."""
+    found = checkpoint.load_newest(folder.checkpoints)
+    if found is None:
+        distributed.first_does(lambda: folder.rewind(0), ranks)
+        return Progress()
+    path, tensors, scalars = found
+    checkpoint.restore(tensors, scalars, module, optimizer, average)
+    scaler.load_state_dict(scalars["scaler"])
+    progress = Progress(**scalars["progress"])
+    if not ranks.first:
+        progress.replaced = 0  # the count is the sum over ranks: one of them goes on with it
+    distributed.first_does(lambda: folder.rewind(progress.step), ranks)
+    log.info("resuming from %s", path)
+    return progress

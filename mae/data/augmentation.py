@@ -1,0 +1,57 @@
+"""timm's training augmentation for probing and fine-tuning, repeatable sample by sample.
+
+timm draws from the generators of torch, NumPy and random: all three are seeded from the sample's key before each image, so that
+an augmented image is a function of (seed, epoch, id) like everything else.
+"""
+
+import random
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import create_transform
+from torch import Tensor
+
+from mae import config
+
+
+class KeyedTransform:
+    """Callable (image (H, W, C) uint8, key) -> normalised float32 (C, H, W). Picklable, for worker processes."""
+
+    def __init__(self, data: config.Data, size: tuple[int, int], *, auto_augment: str | None = None, erase: float = 0.0) -> None:
+        self.transform: Callable[[Image.Image], Tensor] = create_transform(
+            input_size=(data.channels, *size),
+            is_training=True,
+            scale=tuple(data.crop_scale),
+            hflip=0.5 if data.flip else 0.0,
+            color_jitter=None,
+            auto_augment=auto_augment,
+            interpolation="bicubic",
+            mean=tuple(data.mean),
+            std=tuple(data.std),
+            re_prob=erase,
+            re_mode="pixel",
+        )
+
+    def __call__(self, image: np.ndarray, key: int) -> Tensor:
+        with seeded(key):
+            return self.transform(Image.fromarray(image[..., 0] if image.shape[2] == 1 else image))
+
+
+class seeded:  # noqa: N801 (a context manager, used like a function)
+    """While entered, the global generators of torch, NumPy and random run from a key; afterwards they go on as before."""
+
+    def __init__(self, key: int) -> None:
+        self.key = key
+
+    def __enter__(self) -> None:
+        self.before = torch.get_rng_state(), np.random.get_state(), random.getstate()
+        torch.manual_seed(self.key)
+        np.random.seed(self.key & 0xFFFFFFFF)
+        random.seed(self.key)
+
+    def __exit__(self, *_: object) -> None:
+        torch.set_rng_state(self.before[0])
+        np.random.set_state(self.before[1])
+        random.setstate(self.before[2])
