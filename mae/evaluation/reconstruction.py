@@ -4,14 +4,16 @@ A masked autoencoder may sit for a whole run on the mean-image plateau, and its 
 The share of the variance that it explains on images it never saw tells, long before any probe does.
 """
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from mae.config import Config
 from mae.data.loader import evaluation_batches, normalise
-from mae.data.sources import Source, Subset
+from mae.data.sources import Source, Splits, Subset
 from mae.evaluation.features import evaluating
 from mae.evaluation.material import draw_order
 from mae.methods.base import Autoencoder
@@ -24,6 +26,14 @@ BASELINES = {
 }
 
 
+class Report(NamedTuple):
+    """How well hidden patches of held-out images are predicted."""
+
+    figures: dict[str, float]
+    sentence: str  # what they mean, for a person
+    learning: bool  # better than every baseline
+
+
 class MeanPatches(NamedTuple):
     """The mean over training images at every place."""
 
@@ -32,49 +42,51 @@ class MeanPatches(NamedTuple):
 
 
 @torch.no_grad()
-def mean_patches(model: Autoencoder, source: Source, config: Config, *, device: torch.device | str, limit: int = 2048) -> MeanPatches:
-    """The means over `limit` training images, drawn always alike: computed once a run."""
-    sums, count = [0.0, 0.0], 0
-    for batch in evaluation_batches(_some(source, limit), config, batch_size=256, device=torch.device(device)):
-        patches = vit.patchify(normalise(batch.images, config.data), model.encoder.patch_embed.patch_size)
-        sums = [total + x.double().sum(0) for total, x in zip(sums, (patches, _target(model, patches)), strict=True)]
-        count += len(patches)
-    return MeanPatches(*((total / count).float() for total in sums))
-
-
-@torch.no_grad()
-def measure(
-    model: Autoencoder, source: Source, config: Config, means: MeanPatches, *, device: torch.device | str, limit: int = 2048, seed: int = 0
-) -> tuple[dict[str, float], str | None]:
-    """How well the hidden patches of `limit` held-out images are predicted, masks fixed by the seed, and a warning if it is not learning.
+def held_out(model: Autoencoder, splits: Splits, config: Config, *, device: torch.device | str, limit: int = 1024, seed: int = 0) -> Report:
+    """Predicts the hidden patches of `limit` validation images, under masks that only the seed and the image decide.
 
     'loss' and 'baseline/...' are mean squared errors in the units that the method predicts (patches normalised each for itself with
     norm_pix); 'explained_variance_target' is 1 - loss / baseline/mean_image, and 'explained_variance' the same for pixels, where
-    norm_pix must guess each patch's mean and contrast from its neighbours. A method that hides nothing has none of this: ({}, None).
+    norm_pix must guess each patch's mean and contrast from its neighbours. A method that hides nothing gets an empty report.
     """
     if not hasattr(model, "predict"):
-        return {}, None
+        return Report({}, "", learning=True)
     totals: dict[str, float] = {}
-    count = 0
     with evaluating(model):
-        for batch in evaluation_batches(_some(source, limit), config, batch_size=256, device=torch.device(device)):
-            images = normalise(batch.images, config.data)
-            keys = torch.from_numpy(keyed.hash_integers(seed, 0, batch.ids.cpu().numpy())).to(images.device)
-            errors, elements = _errors(model, images, keys, means)
-            totals = {name: totals.get(name, 0.0) + error for name, error in errors.items()}
-            count += elements
-    means_of = {name: total / count for name, total in totals.items()}
-    metrics = {
-        "loss": means_of["prediction"],
-        "explained_variance": 1 - means_of["pixels"] / means_of["pixels_mean_image"],
-        "explained_variance_target": 1 - means_of["prediction"] / means_of["mean_image"],
+        means = _mean_patches(model, _images(splits.train, config, device, limit))
+        for images, ids in _images(splits.validation, config, device, limit):
+            keys = torch.from_numpy(keyed.hash_integers(seed, 0, ids)).to(images.device)
+            for name, error in _errors(model, images, keys, means).items():
+                totals[name] = totals.get(name, 0.0) + error
+    error = {name: total / totals["hidden"] for name, total in totals.items()}
+    figures = {
+        "loss": error["prediction"],
+        "explained_variance": 1 - error["pixels"] / error["pixels_mean_image"],
+        "explained_variance_target": 1 - error["prediction"] / error["mean_image"],
     }
-    metrics |= {f"baseline/{name}": means_of[name] for name in BASELINES}
-    return metrics, _warning(metrics)
+    figures |= {f"baseline/{name}": error[name] for name in BASELINES}
+    return _report(figures)
 
 
-def _errors(model: Autoencoder, images: Tensor, keys: Tensor, means: MeanPatches) -> tuple[dict[str, float], int]:
-    """Sums of squared errors over all hidden pixels of a batch, and how many those are."""
+def _images(source: Source, config: Config, device: torch.device | str, limit: int) -> Iterator[tuple[Tensor, np.ndarray]]:
+    """Normalised batches (B, C, H, W) of at most `limit` images, always the same ones, with ids (B,) among these."""
+    if len(source) > limit:
+        source = Subset(source, draw_order(len(source), 0)[:limit].sort().values.numpy())
+    for batch in evaluation_batches(source, config, batch_size=256, device=torch.device(device)):
+        yield normalise(batch.images, config.data), batch.ids.cpu().numpy()
+
+
+def _mean_patches(model: Autoencoder, batches: Iterator[tuple[Tensor, np.ndarray]]) -> MeanPatches:
+    pixels, target, count = 0.0, 0.0, 0
+    for images, _ in batches:
+        patches = vit.patchify(images, model.encoder.patch_embed.patch_size)
+        pixels, target = pixels + patches.double().sum(0), target + _target(model, patches).double().sum(0)
+        count += len(images)
+    return MeanPatches((pixels / count).float(), (target / count).float())
+
+
+def _errors(model: Autoencoder, images: Tensor, keys: Tensor, means: MeanPatches) -> dict[str, float]:
+    """Sums of squared errors over all hidden pixels of a batch, and how many those are ('hidden')."""
     patch, grid = model.encoder.patch_embed.patch_size, model.encoder.patch_embed.grid_size
     patches = vit.patchify(images, patch)  # (B, N, P)
     target = _target(model, patches)
@@ -91,7 +103,7 @@ def _errors(model: Autoencoder, images: Tensor, keys: Tensor, means: MeanPatches
         "pixels_mean_image": (means.pixels.expand_as(patches), patches),
     }
     sums = {name: (guess[hidden].double() - truth[hidden]).square().sum().item() for name, (guess, truth) in guesses.items()}
-    return sums, int(hidden.sum()) * patches.shape[2]
+    return sums | {"hidden": int(hidden.sum()) * patches.shape[2]}
 
 
 def _nearest(target: Tensor, hidden: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -118,17 +130,15 @@ def _target(model: Autoencoder, patches: Tensor) -> Tensor:
     return model.target(patches) if hasattr(model, "target") else patches
 
 
-def _some(source: Source, limit: int) -> Source:
-    if len(source) <= limit:
-        return source
-    return Subset(source, draw_order(len(source), 0)[:limit].sort().values.numpy())
-
-
-def _warning(metrics: dict[str, float]) -> str | None:
-    best = min(BASELINES, key=lambda name: metrics[f"baseline/{name}"])
-    if metrics["loss"] < metrics[f"baseline/{best}"]:
-        return None
-    return (
-        f"the model has not left the plateau: it predicts held-out patches no better than {BASELINES[best]} "
-        f"(error {metrics['loss']:.3f}, {metrics[f'baseline/{best}']:.3f}), so train for more steps or change optim.base_lr"
+def _report(figures: dict[str, float]) -> Report:
+    best = min(BASELINES, key=lambda name: figures[f"baseline/{name}"])
+    error, beside = figures["loss"], figures[f"baseline/{best}"]
+    compared = f"error {error:.3f}, {BASELINES[best]} {beside:.3f}"
+    if error < beside:
+        share = 100 * figures["explained_variance_target"]
+        return Report(figures, f"The model explains {share:.0f}% of the variance of hidden patches on held-out images ({compared}).", True)
+    sentence = (
+        f"WARNING: the model has not left the plateau: on held-out images it predicts hidden patches no better than {BASELINES[best]} "
+        f"({compared}); train for more steps or change optim.base_lr."
     )
+    return Report(figures, sentence, learning=False)

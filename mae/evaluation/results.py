@@ -16,9 +16,9 @@ import torch
 from mae.config import Config
 from mae.data.sources import Splits
 from mae.errors import ConfigError
-from mae.evaluation import features as features_module
 from mae.evaluation.controls import define
-from mae.evaluation.features import digest, encoder_hash, extract, gather, write_atomically
+from mae.evaluation.features import VERSION as FEATURES
+from mae.evaluation.features import digest, encoder_hash, extract, gather, transform_of, write_atomically
 from mae.evaluation.material import Material
 from mae.methods.base import Autoencoder
 from mae.version import __version__
@@ -53,10 +53,10 @@ def run_protocols(
         return gather(lambda s: extract(model, s, config, device=device, cache=kept / "features", precision=precision), splits).to(device)
 
     material = cache(material)
-    identity = {"name": str(config.method.get("name")), "hash": encoder_hash(model)}
+    identity = {"name": Path(run_dir).name, "method": config.method.get("name"), "hash": encoder_hash(model)}
     identity |= {"architecture": config.encoder.name, "width": model.encoder.embed_dim, "precision": precision}
     beside = cache(
-        lambda: define(model.encoder.embed_dim, config, splits, untrained, device=device, features=kept / "features", precision=precision)
+        lambda: define(model.encoder.embed_dim, config, splits, untrained, device=device, kept=kept / "features", precision=precision)
     )
     entries: list[Entry] = []
     for protocol, module in evaluators:
@@ -64,7 +64,7 @@ def run_protocols(
         if why:
             say(f"{protocol['name']} is skipped: {why}")
             continue
-        common = {"protocol": protocol["name"], "protocol_hash": protocol_hash(protocol), "data": data, "split": "test"}
+        common = {"protocol": protocol["name"], "protocol_hash": digest(protocol, module.VERSION, FEATURES), "data": data, "split": "test"}
         try:
             entries.append(common | _measure(module, protocol, material, identity, seed=config.train.seed))
             for control in beside() if controls else ():
@@ -80,6 +80,29 @@ def run_protocols(
     return entries
 
 
+def trained_entry(config: Config, splits: Splits, metrics: Mapping[str, Any], *, encoder: str, seconds: float) -> Entry:
+    """The entry of a protocol that trains on images (fine-tuning, the paper's linear probe), for the run named `encoder`.
+
+    Such a protocol is its own section together with how it is trained, so all of that goes into its hash.
+    """
+    recipe = config.as_dict()
+    trained = {name: recipe["train"][name] for name in ("epochs", "steps", "minutes", "batch_size", "ema")}
+    settings = recipe["protocol"] | {"optim": recipe["optim"], "train": trained, "transform": transform_of(config)}
+    settings["transform"] |= {"crop_scale": recipe["data"]["crop_scale"], "flip": recipe["data"]["flip"]}
+    return {
+        "protocol": config.protocol["name"],
+        "protocol_hash": digest(settings, FEATURES),
+        "data": data_name(config, splits),
+        "split": "test",
+        "seed": config.train.seed,
+        "metrics": dict(metrics),
+        "encoder": {"name": encoder, "method": config.method.get("name"), "architecture": config.encoder.name},
+        "settings": settings,
+        "code": code_version(),
+        "seconds": round(seconds, 3),
+    }
+
+
 def add_entries(path: Path, entries: Sequence[Entry]) -> list[Entry]:
     """Adds entries to a results.json, made if it is missing, and returns all of its entries.
 
@@ -90,11 +113,6 @@ def add_entries(path: Path, entries: Sequence[Entry]) -> list[Entry]:
     together = {_identity(entry): entry for entry in [*known, *entries]}
     write_atomically(path, lambda temporary: temporary.write_text(json.dumps(list(together.values()), indent=1)))
     return list(together.values())
-
-
-def protocol_hash(protocol: Mapping[str, Any]) -> str:
-    """16 hex digits of a protocol's settings and of the version of the code that measures it: figures compare only if it is equal."""
-    return digest(dict(protocol), evaluator(protocol).VERSION, features_module.VERSION)
 
 
 def data_name(config: Config, splits: Splits) -> str:
