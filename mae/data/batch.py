@@ -1,0 +1,58 @@
+"""What a step sees: uint8 images with the keys that decide their randomness; and their normalisation, done on the device."""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mae.config import Data
+from mae.data.decode import DamagedImage
+
+
+class Batch(NamedTuple):
+    """Some samples of a source, on the device."""
+
+    images: Tensor  # (B, C, H, W) uint8; float32 where a transform made them
+    keys: Tensor  # (B,) int64: a hash of (seed, epoch, id), which decides crop, flip, mask and noise
+    labels: Tensor  # (B,) int64, of the images shown; -1 = none
+    ids: Tensor  # (B,) int64: positions in the source
+    replaced: int  # how many images were damaged and show another one instead
+
+
+class Samples(NamedTuple):
+    """What a process that reads hands over for one step: few tensors, since each costs a file descriptor on its way."""
+
+    images: Tensor  # (B, C, H, W)
+    numbers: Tensor  # (3, B) int64: keys, labels, ids
+    replaced: np.ndarray  # (B,) bool
+    damage: list[DamagedImage]
+
+
+def micro_batches(samples: Samples, parts: int, device: torch.device) -> list[Batch]:
+    """The samples on the device, cut into equal contiguous parts."""
+    images, numbers = (x.to(device, non_blocking=True) for x in (samples.images, samples.numbers))
+    size = len(images) // parts
+    cuts = [slice(i * size, (i + 1) * size) for i in range(parts)]
+    return [Batch(images[cut], *numbers[:, cut], replaced=int(samples.replaced[cut].sum())) for cut in cuts]
+
+
+def to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """The array on the device; through pinned memory, since a plain copy to a GPU waits for all its work."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def normalise(images: Tensor, data: Data) -> Tensor:
+    """uint8 (B, C, H, W) -> float32 (x / 255 - mean) / std on the images' device; floats pass through untouched."""
+    if images.is_floating_point():
+        return images
+    factor, shift = _affine(tuple(data.mean), tuple(data.std), images.device)
+    return torch.addcmul(shift, images.float(), factor)
+
+
+@lru_cache(maxsize=8)  # sent to the device once
+def _affine(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+    means, stds = (torch.tensor(x, dtype=torch.float64).view(-1, 1, 1) for x in (mean, std))
+    return (1 / (255 * stds)).float().to(device), (-means / stds).float().to(device)

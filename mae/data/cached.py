@@ -1,0 +1,116 @@
+"""Data that fits in memory: decoded once into one uint8 tensor, from which batches are cut without a loop over samples."""
+
+import os
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mae.config import Config
+from mae.data import crops, substitute
+from mae.data.batch import Samples, to_device
+from mae.data.decode import DamagedImage
+from mae.data.resample import crop_batch
+from mae.data.sources import Source
+from mae.errors import ConfigError
+
+PROBES = 16  # images looked at to see whether all have one size
+
+
+class _OtherSize(Exception):
+    """An image differs in size from those before it."""
+
+
+class Cache:
+    """All images of a source as one tensor (N, C, H, W) uint8, in the computer's memory or (data.cache: device) on the device.
+
+    Images of one size are kept as they are. Images of several sizes are first brought to one: scaled to cover
+    image_size x data.resize and centre-cropped to that.
+    """
+
+    def __init__(self, source: Source, config: Config, device: torch.device) -> None:
+        """Decodes everything. Raises ConfigError where it does not fit or nothing can be read."""
+        self.source, self.data, self.size, self.device = source, config.data, config.image_size, device
+        self.damaged: dict[int, DamagedImage] = {}
+        common = tuple(round(side * config.data.resize) for side in config.image_size)
+        own = self._own_size()
+        try:
+            self.images = self._decode(own or common, keep=own is not None)
+        except _OtherSize:
+            self.images = self._decode(common, keep=False)
+        if config.data.cache == "device":
+            self.images = _moved(self.images, device)
+
+    def samples(self, ids: np.ndarray, keys: np.ndarray) -> Samples:
+        """Cropped and mirrored as (B,) keys say, images (B,) ids, on the device. Raises ConfigError for too much damage."""
+        shown, damage = self._ids_shown(ids, keys)
+        images = self.images.index_select(0, to_device(shown, self.images.device))
+        if images.device.type != self.device.type:
+            images = images.pin_memory().to(self.device, non_blocking=True)
+        images = self._augmented(images, keys)
+        labels = np.full_like(ids, -1) if self.source.labels is None else self.source.labels[shown]
+        return Samples(images, to_device(np.stack([keys, labels, ids]), self.device), shown != ids, damage)
+
+    def _augmented(self, images: Tensor, keys: np.ndarray) -> Tensor:
+        tall, wide = images.shape[2:]
+        flips = crops.flips(keys) if self.data.flip else None
+        scale = (self.data.crop_scale[0], self.data.crop_scale[1])
+        if (tall, wide) == self.size and scale == (1, 1):  # exact pixels
+            return images if flips is None else torch.where(to_device(flips, self.device)[:, None, None, None], images.flip(3), images)
+        sides = np.full(len(keys), tall), np.full(len(keys), wide)
+        boxes = crops.boxes(keys, *sides, scale=scale, aspect=self.size[1] / self.size[0])
+        return crop_batch(images, boxes, flips, self.size)
+
+    def _ids_shown(self, ids: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, list[DamagedImage]]:
+        shown, damage = ids.copy(), []
+        if self.damaged:
+            for i in np.flatnonzero(np.isin(ids, list(self.damaged))):
+                damage.append(self.damaged[int(ids[i])])
+                sound = [c for c in substitute.candidates(int(keys[i]), len(self.source)) if int(c) not in self.damaged]
+                if not sound:
+                    raise substitute.too_much(damage[-1])
+                shown[i] = sound[0]
+        return shown, damage
+
+    def _own_size(self) -> tuple[int, int] | None:
+        """The size of the images if a few of them have the same."""
+        sizes = set()
+        for index in np.unique(np.linspace(0, len(self.source) - 1, PROBES).astype(int)):
+            try:
+                sizes.add(self.source.read(int(index)).shape[:2])
+            except DamagedImage:
+                continue  # met again, and noted, when everything is decoded
+        return sizes.pop() if len(sizes) == 1 else None
+
+    def _decode(self, size: tuple[int, int], *, keep: bool) -> Tensor:
+        self.damaged.clear()
+        images = None
+        for index in range(len(self.source)):
+            try:
+                pixels = self.source.read(index)
+            except DamagedImage as error:
+                self.damaged[index] = error
+                continue
+            if keep and pixels.shape[:2] != size:
+                raise _OtherSize
+            if images is None:
+                images = _allocate(len(self.source), pixels.shape[2], size)
+            images[index] = (pixels if keep else crops.central(pixels, size, 1.0)).transpose(2, 0, 1)
+        if images is None:
+            raise substitute.too_much(self.damaged[0])
+        return torch.from_numpy(images)
+
+
+def _allocate(count: int, channels: int, size: tuple[int, int]) -> np.ndarray:
+    """Zeros (count, channels, h, w) uint8, if the machine has so much memory."""
+    need, have = count * channels * size[0] * size[1], os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if need > have:
+        raise ConfigError(f"data.cache needs {need / 2**30:.0f} GiB for {count:,} images, of {have / 2**30:.0f}: set data.cache=none")
+    return np.zeros((count, channels, *size), np.uint8)
+
+
+def _moved(images: Tensor, device: torch.device) -> Tensor:
+    try:
+        return images.to(device)
+    except torch.OutOfMemoryError as error:
+        raise ConfigError(f"data.cache=device: {images.nbytes / 2**30:.1f} GiB do not fit on {device}: try ram or none") from error

@@ -1,0 +1,61 @@
+"""Image bytes -> (H, W, C) uint8 by Pillow: one conversion for every kind of image, and refusal of what cannot be read.
+
+The content decides the format, not the name. The first frame is taken, turned upright as its EXIF orientation says;
+16-bit grey is scaled (65535 -> 255), never clipped; transparent pixels are laid over white; CMYK, palettes, YCbCr and
+1-bit images become RGB. channels=1 is ITU-R 601 luma. Colour profiles are not applied. 32-bit pixels have no fixed
+range and are refused.
+"""
+
+import io
+import warnings
+
+import numpy as np
+from PIL import Image, ImageOps
+
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
+MAX_PIXELS = 89_478_485  # Pillow's own line between a picture and a decompression bomb: a quarter of a gigabyte as RGB
+
+warnings.filterwarnings("ignore", "Corrupt EXIF data", UserWarning)  # ImageNet has some; the pixels are unharmed
+
+
+class DamagedImage(Exception):
+    """An image that cannot be read. Attributes: `name` (which one), `reason` (why, for the log)."""
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(name, reason)
+        self.name, self.reason = name, reason
+
+    def __str__(self) -> str:
+        return f"{self.name} cannot be read: {self.reason}"
+
+
+def decode(content: bytes, *, channels: int, name: str) -> np.ndarray:
+    """The image in `content` as (H, W, channels) uint8 with channels 1 or 3. Raises DamagedImage, which tells `name`."""
+    try:
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        if image.width * image.height > MAX_PIXELS:  # from the header, before anything is unpacked
+            raise DamagedImage(name, f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
+        ImageOps.exif_transpose(image, in_place=True)
+        pixels = np.asarray(_eight_bits(image).convert("L" if channels == 1 else "RGB"))
+    except (DamagedImage, MemoryError):
+        raise
+    except Exception as error:  # Pillow's decoders raise nearly every built-in exception on damaged bytes
+        reason = "no bytes" if not content else " ".join(str(error).split()) or type(error).__name__
+        if isinstance(error, Image.UnidentifiedImageError):
+            reason = "no bytes" if not content else f"not one of {', '.join(FORMATS)}"
+        raise DamagedImage(name, reason) from error
+    return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """An opaque image of 8-bit channels."""
+    if image.mode.startswith("I;16"):
+        wide = np.asarray(image).astype(np.uint32)
+        return Image.fromarray(((wide + 128) // 257).astype(np.uint8))  # 65535 = 255 * 257
+    if image.mode in ("I", "F"):
+        raise ValueError("32-bit pixels have no fixed range: convert them to 8 or 16 bits")
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image

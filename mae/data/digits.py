@@ -1,0 +1,44 @@
+"""Handwritten digits that ship inside scikit-learn: 1,797 grey images of 8 x 8 (UCI, Alpaydin & Kaynak), ten classes."""
+
+import numpy as np
+
+from mae.config import Data
+from mae.data.sources import Opened, Subset, fingerprint, position_hashes, share_of
+from mae.errors import ConfigError
+
+
+class Digits:
+    """All 1,797 digits."""
+
+    classes = tuple("0123456789")
+
+    def __init__(self, channels: int) -> None:
+        from sklearn.datasets import load_digits  # takes a second: only where digits are asked for
+
+        data = load_digits()
+        grey = (data.images.astype(np.int64) * 255 + 8) // 16  # 0..16 -> 0..255, rounded
+        self.images = np.repeat(grey.astype(np.uint8)[..., None], channels, axis=-1)  # (N, 8, 8, C)
+        self.labels = data.target.astype(np.int64)
+        self.fingerprint = fingerprint(grey.astype(np.uint8), self.labels)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def read(self, index: int) -> np.ndarray:
+        return self.images[index]
+
+    def name_of(self, index: int) -> str:
+        return f"digit {index}"
+
+
+def open_digits(data: Data) -> Opened:
+    """Two thirds for training and a third for testing, the same share of every class, fixed by `data.split_seed`."""
+    if data.path:
+        raise ConfigError(f"data.path={data.path} means nothing to the digits: add data.name=folder or data.name=shards before it")
+    digits = Digits(data.channels)
+    hashes = position_hashes(len(digits), data.split_seed + 1)  # + 1: validation is drawn by split_seed itself
+    test = np.zeros(len(digits), bool)
+    for label in range(10):
+        members = np.flatnonzero(digits.labels == label)
+        test[members] = share_of(hashes[members], 1 / 3)
+    return Opened(train=Subset(digits, ~test), test=Subset(digits, test))

@@ -1,0 +1,118 @@
+"""A folder of image files: class folders as in torchvision's ImageFolder, or any tree of images without labels."""
+
+import os
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from mae.config import Data
+from mae.data.decode import EXTENSIONS, DamagedImage, decode
+from mae.data.sources import Opened, Subset, fingerprint, name_hashes, path_of, share_of
+from mae.errors import ConfigError
+
+HELD_OUT = ("test", "val", "validation")  # in this order: the first that fits is the test split
+TEST_SHARE = 0.2  # where there is none
+
+
+class Folder:
+    """Image files under one root, in the order of their paths."""
+
+    def __init__(self, root: Path, paths: list[str], classes: tuple[str, ...] | None, channels: int) -> None:
+        """`paths` are relative to the root, with /; with `classes`, each is CLASS/FILE."""
+        self.root, self.classes, self.channels = root, classes, channels
+        self.paths = np.array([os.fsencode(path) for path in paths])  # one array, not a million objects to copy to workers
+        index = {name: i for i, name in enumerate(classes or ())}
+        self.labels = np.array([index[path.split("/")[0]] for path in paths], np.int64) if classes else None
+
+    @cached_property
+    def fingerprint(self) -> str:
+        names = [self.name_of(i) for i in range(len(self))]
+        sizes = np.array([(self.root / name).stat().st_size for name in names], np.int64)
+        return fingerprint("\n".join(names), sizes, np.zeros(0) if self.labels is None else self.labels)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, index: int) -> np.ndarray:
+        name = self.name_of(index)
+        try:
+            content = (self.root / name).read_bytes()
+        except OSError as error:
+            raise DamagedImage(name, error.strerror or str(error)) from error
+        return decode(content, channels=self.channels, name=name)
+
+    def name_of(self, index: int) -> str:
+        return os.fsdecode(self.paths[index])
+
+
+def open_folder(data: Data) -> Opened:
+    """The images under `data.path`.
+
+    ROOT/train with ROOT/test, ROOT/val or ROOT/validation are the splits where they exist, provided that every image lies
+    in one of them: `test` (else `val`) is for testing, and `val` beside a `test` is for validation. A held-out folder
+    without the classes of train (ImageNet's test) is passed over. Otherwise a fixed fifth is for testing, chosen by a
+    keyed hash of the paths. Raises ConfigError where there are too few images.
+    """
+    root = path_of(data)
+    paths = find_images(root)
+    if not paths:
+        raise ConfigError(f"data.path {root} holds no images: {', '.join(EXTENSIONS)} files are looked for, in its subfolders too")
+    tops = {path.split("/")[0] if "/" in path else "" for path in paths}
+    parts = {top: [p.removeprefix(f"{top}/") for p in paths if p.startswith(f"{top}/")] for top in ("train", *HELD_OUT) if top in tops}
+    if "train" not in parts or len(parts) < len(tops):
+        return _with_test_share(Folder(root, paths, classes_of(paths), data.channels), data)
+    classes = classes_of(parts["train"])
+    train = Folder(root / "train", parts["train"], classes, data.channels)
+    held = [Folder(root / top, parts[top], classes, data.channels) for top in HELD_OUT if _fits(root, top, parts.get(top), classes)]
+    if not held:
+        return _with_test_share(train, data)
+    return Opened(train=train, test=held[0], validation=held[1] if len(held) > 1 else None)
+
+
+def find_images(root: Path) -> list[str]:
+    """Relative paths, with /, of all image files under root, sorted. Links are followed once; hidden names are passed over."""
+    found: list[str] = []
+    seen: set[tuple[int, int]] = set()
+
+    def visit(folder: str, prefix: str) -> None:
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:  # a link back up
+            return
+        seen.add((status.st_dev, status.st_ino))
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith("."):
+                    continue
+                if entry.is_dir():
+                    visit(entry.path, f"{prefix}{entry.name}/")
+                elif entry.name.lower().endswith(EXTENSIONS):
+                    found.append(prefix + entry.name)
+
+    visit(str(root), "")
+    return sorted(found)
+
+
+def classes_of(paths: list[str]) -> tuple[str, ...] | None:
+    """Class names where the folders say them: every image is CLASS/FILE, in at least two classes. Else None."""
+    parts = [path.split("/") for path in paths]
+    names = {part[0] for part in parts}
+    return tuple(sorted(names)) if all(len(part) == 2 for part in parts) and len(names) > 1 else None
+
+
+def _fits(root: Path, top: str, paths: list[str] | None, classes: tuple[str, ...] | None) -> bool:
+    if not paths or classes is None:
+        return bool(paths)
+    if any(path.count("/") != 1 for path in paths):
+        return False
+    unknown = sorted({path.split("/")[0] for path in paths} - set(classes))
+    if unknown:
+        raise ConfigError(f"{root / top / unknown[0]} is no class of {root / 'train'}: give both the same class folders")
+    return True
+
+
+def _with_test_share(source: Folder, data: Data) -> Opened:
+    if len(source) < 3:
+        raise ConfigError(f"data.path {source.root} holds {len(source)} images: at least 3 are needed, to train, to validate and to test")
+    test = share_of(name_hashes([source.name_of(i) for i in range(len(source))], data.split_seed), TEST_SHARE)
+    return Opened(train=Subset(source, ~test), test=Subset(source, test))

@@ -1,0 +1,208 @@
+"""Steps -> batches on the device. Order, crops and keys of a batch do not depend on who makes it, or when.
+
+The data set that the worker processes read is indexed by STEP: item t is this rank's part of global batch t, so workers,
+prefetching and restarts cannot change what is in it (torchdata's stateful loaders exist to repair what this never breaks).
+"""
+
+import atexit
+import logging
+import multiprocessing
+import time
+import weakref
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from mae.config import Config
+from mae.data import crops, order, substitute
+from mae.data.batch import Batch, Samples, micro_batches, normalise
+from mae.data.cached import Cache
+from mae.data.sources import Source
+from mae.data.worker import leave_signals_to_the_main_process
+from mae.errors import ConfigError
+from mae.nets.keyed import hash_integers
+
+__all__ = ["Batch", "evaluation_batches", "normalise", "train_batches"]
+
+FOREVER = 1 << 62
+PATIENCE_SECONDS = 20  # between looks at whether the workers still live
+STALLED_SECONDS = 300
+
+Transform = Callable[[np.ndarray, int], Tensor]
+
+
+class TrainSteps(Dataset):
+    """Item t: this rank's samples of global batch t, read one by one; or the ConfigError that says why there are none."""
+
+    def __init__(self, source: Source, config: Config, rank: int, world: int, transform: Transform | None) -> None:
+        self.source, self.config, self.rank, self.world, self.transform = source, config, rank, world, transform
+
+    def share(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """(ids, keys) of the rank's samples."""
+        train = self.config.train
+        return order.rank_share(
+            step, batch_size=train.batch_size, length=len(self.source), seed=train.seed, rank=self.rank, world=self.world
+        )
+
+    def __getitem__(self, step: int) -> Samples | ConfigError:
+        return _read_all(self.source, *self.share(step), self._view)
+
+    def _view(self, image: np.ndarray, key: int) -> np.ndarray | Tensor:
+        if self.transform is not None:
+            return self.transform(image, key)
+        data, size = self.config.data, self.config.image_size
+        keys = np.array([key])
+        scale = (data.crop_scale[0], data.crop_scale[1])
+        box = crops.boxes(keys, image.shape[:1], image.shape[1:2], scale=scale, aspect=size[1] / size[0])[0]
+        return crops.crop(image, box, data.flip and bool(crops.flips(keys)[0]), size)
+
+
+class EvaluationBatches(Dataset):
+    """Item i: images [i * batch_size, (i + 1) * batch_size), resized and centre-cropped."""
+
+    def __init__(self, source: Source, config: Config, batch_size: int) -> None:
+        self.source, self.config, self.batch_size = source, config, batch_size
+
+    def __getitem__(self, number: int) -> Samples | ConfigError:
+        ids = np.arange(number * self.batch_size, min((number + 1) * self.batch_size, len(self.source)))
+        keys = hash_integers(self.config.train.seed, -1, ids)  # an epoch that training never has
+        return _read_all(self.source, ids, keys, self._view)
+
+    def _view(self, image: np.ndarray, key: int) -> np.ndarray:
+        return crops.central(image, self.config.image_size, self.config.data.resize)
+
+
+def train_batches(
+    source: Source,
+    config: Config,
+    *,
+    first_step: int,
+    device: torch.device,
+    rank: int = 0,
+    world: int = 1,
+    accumulate: int = 1,
+    transform: Transform | None = None,
+) -> Iterator[list[Batch]]:
+    """Endless: item i is the rank's `accumulate` micro-batches of global batch first_step + i, on the device.
+
+    Images are randomly cropped and mirrored as data.crop_scale and data.flip say, (b, C, H, W) uint8; or whatever
+    `transform(image (H, W, C) uint8, key)` makes of them, which then reads images one by one even where data.cache is set.
+    A damaged image is replaced by another one (with that one's label), logged once by name and counted; ids and keys stay.
+    Raises ConfigError for a batch that cannot be divided, data that do not fit data.cache, and too much damage.
+    """
+    if config.train.batch_size % (world * accumulate):
+        raise ConfigError(f"train.batch_size {config.train.batch_size} is not a multiple of ranks x accumulate = {world} x {accumulate}")
+    steps = TrainSteps(source, config, rank, world, transform)
+    if config.data.cache == "none" or transform is not None:
+        samples = _stream(steps, range(first_step, FOREVER), config, device)
+    else:
+        cache = Cache(source, config, device)
+        samples = (cache.samples(*steps.share(step)) for step in range(first_step, FOREVER))
+    return _on_device(samples, accumulate, device)
+
+
+def evaluation_batches(
+    source: Source, config: Config, *, batch_size: int, device: torch.device, rank: int = 0, world: int = 1
+) -> Iterator[Batch]:
+    """Every image once and in order, scaled to data.resize x image_size and centre-cropped; the last batch may be smaller.
+
+    A rank gets every world-th batch. Damaged images are replaced as in training, labels too.
+    """
+    items = EvaluationBatches(source, config, batch_size)
+    numbers = range(rank, -(-len(source) // batch_size), world)
+    return (batches[0] for batches in _on_device(_stream(items, numbers, config, device), 1, device))
+
+
+def _read_all(source: Source, ids: np.ndarray, keys: np.ndarray, view: Callable[[np.ndarray, int], Any]) -> Samples | ConfigError:
+    """Reads images one by one and stacks what `view(image, key)` makes of each."""
+    images: list[Any] = []
+    shown, damage = ids.copy(), []
+    for i, (index, key) in enumerate(zip(ids.tolist(), keys.tolist(), strict=True)):
+        try:
+            image, shown[i], met = substitute.read(source, index, key)
+        except ConfigError as error:
+            return error  # raised in the main process: an exception that crosses processes brings its traceback into the message
+        damage += met
+        images.append(view(image, key))
+    labels = np.full_like(ids, -1) if source.labels is None else source.labels[shown]
+    return Samples(_stack(images), torch.from_numpy(np.stack([keys, labels, ids])), shown != ids, damage)
+
+
+def _stack(images: list[Any]) -> Tensor:
+    """(B, C, H, W), of tensors (C, H, W) or of arrays (H, W, C)."""
+    if isinstance(images[0], Tensor):
+        return torch.stack(images)
+    return torch.from_numpy(np.stack([image.transpose(2, 0, 1) for image in images]))
+
+
+def _on_device(samples: Iterable[Samples], accumulate: int, device: torch.device) -> Iterator[list[Batch]]:
+    log = substitute.DamageLog()
+    for item in samples:
+        log.add(item.damage)
+        yield micro_batches(item, accumulate, device)
+
+
+def _stream(items: Dataset, indices: Iterable[int], config: Config, device: torch.device) -> Iterator[Samples]:
+    """Reads the items in order, in data.workers processes."""
+    stream = _worker_stream(items, indices, config, device)
+    closed = weakref.ref(stream)
+    atexit.register(lambda: (alive := closed()) and alive.close())  # workers that outlive the interpreter's exit would hang it
+    return stream
+
+
+def _worker_stream(items: Dataset, indices: Iterable[int], config: Config, device: torch.device) -> Iterator[Samples]:
+    workers = config.data.workers
+    loader = DataLoader(
+        items,
+        batch_size=None,
+        sampler=indices,
+        num_workers=workers,
+        collate_fn=_unchanged,
+        pin_memory=device.type == "cuda",
+        timeout=PATIENCE_SECONDS if workers else 0,
+        multiprocessing_context=_context() if workers else None,
+        worker_init_fn=leave_signals_to_the_main_process if workers else None,
+        generator=torch.Generator(),  # the global one belongs to the model
+    )
+    iterator = iter(loader)
+    for _ in indices:
+        item = _next(iterator)
+        if isinstance(item, ConfigError):
+            raise item
+        yield item
+
+
+def _next(iterator: Iterator[Any]) -> Any:
+    """The next item; tells a dead worker (at once) from a slow one (after a while) and names what to do."""
+    start = time.monotonic()
+    while True:
+        try:
+            return next(iterator)
+        except RuntimeError as error:
+            if "exited unexpectedly" in str(error) or "killed by signal" in str(error):
+                raise RuntimeError(
+                    f"a process that reads images died: is /dev/shm full? Lower data.workers or the batch ({error})"
+                ) from error
+            if "timed out" not in str(error):
+                raise
+            waited = time.monotonic() - start
+            logging.getLogger("mae").warning("no batch for %.0f s: the disk or the network that holds the images is slow", waited)
+            if waited > STALLED_SECONDS:
+                raise RuntimeError(f"no batch for {waited:.0f} s: the disk or the network that holds the images does not answer") from error
+
+
+def _unchanged(item: Any) -> Any:
+    return item
+
+
+def _context() -> Any:
+    """Workers fork from a clean server process: forking this one would copy its CUDA context and its threads' locks."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["mae.data.server"])
+    return context

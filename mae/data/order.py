@@ -1,0 +1,57 @@
+"""Which samples make global batch t: a pure function of (seed, t), whatever the ranks, workers and restarts.
+
+The epochs are concatenated and cut into full batches. Each epoch is a keyed permutation, computed position by position
+by a Feistel network (Luby & Rackoff, 1988) with cycle walking (Black & Rogaway, CT-RSA 2002): no array of the data's
+length is shuffled, stored or restored, so step 10^9 costs what step 0 costs.
+
+Quality: 8 rounds of a 64-bit mixer; neighbours, epochs and seeds look independent to the tests in test_data_order.py.
+It is not cryptography, and not every one of the N! orders can come up. Cost: the domain is the next power of four, so
+a position takes 1 to 4 walks on average: about a millisecond for a batch of 4,096.
+"""
+
+import numpy as np
+
+ROUNDS = 8
+
+
+def permute(positions: np.ndarray, length: int, key: int | np.ndarray) -> np.ndarray:
+    """Where a keyed bijection on range(length) takes the positions.
+
+    `positions`: any shape, int64 in [0, length); `key`: one integer, or one a position (int64, same shape). Returns int64.
+    """
+    from mae.nets.keyed import hash_integers  # torch comes with it
+
+    flat = np.asarray(positions, np.int64).ravel()
+    half = max((length - 1).bit_length() + 1, 2) // 2  # 4 ** half >= length
+    mask = (1 << half) - 1
+    round_keys = hash_integers(np.broadcast_to(key, np.shape(positions)).ravel()[None], np.arange(ROUNDS)[:, None])  # (ROUNDS, P)
+    out = flat.copy()
+    walking = np.arange(len(flat))
+    while len(walking):  # those that left range(length) go on until they come back; a bijection always brings them back
+        left, right = out[walking] >> half, out[walking] & mask
+        for keys in round_keys:
+            left, right = right, left ^ (hash_integers(keys[walking], right) & mask)
+        out[walking] = (left << half) | right
+        walking = walking[out[walking] >= length]
+    return out.reshape(np.shape(positions))
+
+
+def global_batch(step: int, *, batch_size: int, length: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """(epochs, ids), both (batch_size,) int64: the samples of global batch `step` of a train set of `length` images.
+
+    They are positions [step * batch_size, (step + 1) * batch_size) of the concatenated epochs: every batch is full, and
+    one at the end of an epoch runs into the next.
+    """
+    from mae.nets.keyed import STREAMS, hash_integers
+
+    epochs, positions = np.divmod(step * batch_size + np.arange(batch_size), length)
+    return epochs, permute(positions, length, hash_integers(seed, STREAMS["order"], epochs))
+
+
+def rank_share(step: int, *, batch_size: int, length: int, seed: int, rank: int, world: int) -> tuple[np.ndarray, np.ndarray]:
+    """(ids, keys), both (batch_size / world,) int64: a rank's contiguous part of global batch `step` and its samples' keys."""
+    from mae.nets.keyed import hash_integers
+
+    epochs, ids = global_batch(step, batch_size=batch_size, length=length, seed=seed)
+    part = slice(rank * batch_size // world, (rank + 1) * batch_size // world)
+    return ids[part], hash_integers(seed, epochs[part], ids[part])

@@ -1,0 +1,169 @@
+"""Where images come from: a Source gives image i at its own size, Splits are the three that a run is built on.
+
+Validation is carved from the training images by a keyed hash of their position, for every source alike (big_vision's
+habit of choosing on a part of train); the test images are touched once.
+"""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+import numpy as np
+
+from mae.config import Data
+from mae.data.decode import DamagedImage
+from mae.errors import ConfigError
+
+
+class Source(Protocol):
+    """A fixed sequence of images."""
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        """Class names, index = label; None where nothing is labelled."""
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """(N,) int64; None where nothing is labelled."""
+
+    @property
+    def fingerprint(self) -> str:
+        """16 hex digits of names, sizes and labels: the same data give the same digits wherever they lie."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> np.ndarray:
+        """Image `index` as (H, W, C) uint8 at its own size. Raises DamagedImage."""
+
+    def name_of(self, index: int) -> str:
+        """What a person finds the image by, for logs."""
+
+
+class Subset:
+    """Some images of a source; their ids are positions in `chosen`."""
+
+    def __init__(self, source: Source, chosen: np.ndarray) -> None:
+        """`chosen`: (M,) positions in the source, or an (N,) bool mask, which keeps the source's order."""
+        self.source = source
+        self.positions = np.flatnonzero(chosen) if chosen.dtype == bool else chosen.astype(np.int64)
+
+    @property
+    def classes(self) -> tuple[str, ...] | None:
+        return self.source.classes
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        return None if self.source.labels is None else self.source.labels[self.positions]
+
+    @property
+    def fingerprint(self) -> str:
+        return fingerprint(self.source.fingerprint, self.positions)
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def read(self, index: int) -> np.ndarray:
+        return self.source.read(int(self.positions[index]))
+
+    def name_of(self, index: int) -> str:
+        return self.source.name_of(int(self.positions[index]))
+
+
+class Splits(NamedTuple):
+    """What is learnt from, what choices are made on, and what is measured once at the end."""
+
+    train: Source  # without the validation images
+    validation: Source
+    test: Source | None
+
+
+class Opened(NamedTuple):
+    """What lies on the disk, before validation is carved from it."""
+
+    train: Source
+    validation: Source | None = None
+    test: Source | None = None
+
+
+def open_splits(data: Data) -> Splits:
+    """Opens the data that the configuration names.
+
+    Validation is the data's own where it has one beside a test split, else `data.validation` of the training images, chosen by
+    `data.split_seed`; both sides keep at least one image. Raises ConfigError for a missing or empty path, images that
+    cannot be read, damaged shards.
+    """
+    from mae.data.digits import open_digits  # here, not above: they build on the types of this module
+    from mae.data.folder import open_folder
+    from mae.data.shards import open_shards
+
+    openers: dict[str, Callable[[Data], Opened]] = {"digits": open_digits, "folder": open_folder, "shards": open_shards}
+    if data.name not in openers:
+        raise ConfigError(f"data.name {data.name!r} is unknown: choose one of {', '.join(openers)}")
+    if data.channels not in (1, 3):
+        raise ConfigError(f"data.channels {data.channels} is not possible for {data.name}: choose 1 (grey) or 3 (RGB)")
+    if data.resize < 1:
+        raise ConfigError(f"data.resize {data.resize} is below 1, smaller than the centre crop that follows: choose 1 or more")
+    train, validation, test = openers[data.name](data)
+    _check_readable(train, data)
+    if validation is None:
+        if len(train) < 2:
+            raise ConfigError(f"{data.path or data.name} leaves {len(train)} image for training: give more, one is held out for validation")
+        held = share_of(position_hashes(len(train), data.split_seed), data.validation)
+        train, validation = Subset(train, ~held), Subset(train, held)
+    return Splits(train, validation, test)
+
+
+def path_of(data: Data) -> Path:
+    """The folder `data.path`. Raises ConfigError where it is missing or no folder."""
+    if not data.path:
+        raise ConfigError(f"data.path is missing: say where the {data.name} lies with data.path=FOLDER")
+    path = Path(data.path).expanduser()
+    if path.is_file():
+        raise ConfigError(f"data.path {path} is a file: give the folder that holds it, data.path={path.parent}")
+    if not path.is_dir():
+        raise ConfigError(f"data.path {path} does not exist: give an existing folder with data.path=FOLDER")
+    return path
+
+
+def fingerprint(*parts: str | np.ndarray) -> str:
+    """16 hex digits that tell these strings and arrays from any others."""
+    digest = hashlib.blake2b(digest_size=8)
+    for part in parts:
+        content = part.encode() if isinstance(part, str) else np.ascontiguousarray(part).tobytes()
+        digest.update(len(content).to_bytes(8, "little") + content)
+    return digest.hexdigest()
+
+
+def position_hashes(length: int, seed: int) -> np.ndarray:
+    """(length,) int64, a keyed hash of every position."""
+    from mae.nets.keyed import STREAMS, hash_integers  # torch comes with it: a wrong path is answered before
+
+    return hash_integers(seed, STREAMS["split"], np.arange(length))
+
+
+def name_hashes(names: list[str], seed: int) -> np.ndarray:
+    """(N,) int64, a keyed hash of every name: an image's part does not depend on which others there are."""
+    key = seed.to_bytes(8, "little", signed=True)
+    digests = b"".join(hashlib.blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8, key=key).digest() for name in names)
+    return np.frombuffer(digests, np.int64)
+
+
+def share_of(hashes: np.ndarray, share: float) -> np.ndarray:
+    """(N,) bool: the share of the positions with the smallest hashes, rounded; both sides get at least one (N >= 2)."""
+    count = min(max(round(share * len(hashes)), 1), len(hashes) - 1)
+    chosen = np.zeros(len(hashes), bool)
+    chosen[np.argsort(hashes, kind="stable")[:count]] = True
+    return chosen
+
+
+def _check_readable(source: Source, data: Data) -> None:
+    """One image must open, or a wrong folder would be noticed only when training starts."""
+    tried = np.unique(np.linspace(0, len(source) - 1, 10).astype(int))
+    for index in tried:
+        try:
+            source.read(int(index))
+            return
+        except DamagedImage as error:
+            damage = error
+    raise ConfigError(f"none of {len(tried)} images tried in {data.path or data.name} can be read ({damage}): check data.path")

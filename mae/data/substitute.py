@@ -1,0 +1,46 @@
+"""A damaged image never changes a batch's size or order: another sample, chosen by the damaged one's key, takes its place."""
+
+import logging
+
+import numpy as np
+
+from mae.data.decode import DamagedImage
+from mae.data.sources import Source
+from mae.errors import ConfigError
+from mae.nets.keyed import bits_numpy
+
+TRIES = 10
+
+
+def candidates(key: int, length: int) -> np.ndarray:
+    """(TRIES,) int64 ids that may stand in for the sample with this key."""
+    return (bits_numpy(np.array([key]), TRIES, "substitute")[0] % np.uint64(length)).astype(np.int64)
+
+
+def read(source: Source, index: int, key: int) -> tuple[np.ndarray, int, list[DamagedImage]]:
+    """(image, id of the image shown, damage met on the way). Raises ConfigError where the substitutes are damaged too."""
+    damage = []
+    for shown in (index, *candidates(key, len(source))):
+        try:
+            return source.read(int(shown)), int(shown), damage
+        except DamagedImage as error:
+            damage.append(error)
+    raise too_much(damage[0])
+
+
+def too_much(damage: DamagedImage) -> ConfigError:
+    """The answer to data of which too little can be read."""
+    return ConfigError(f"{damage}, nor can {TRIES} images drawn in its place: repair the data or remove what is damaged")
+
+
+class DamageLog:
+    """Names every damaged image once."""
+
+    def __init__(self) -> None:
+        self.named: set[str] = set()
+
+    def add(self, damage: list[DamagedImage]) -> None:
+        for error in damage:
+            if error.name not in self.named:
+                self.named.add(error.name)
+                logging.getLogger("mae").warning("%s; another image takes its place", error)
