@@ -10,7 +10,8 @@ from torch import Tensor
 
 from mae import config as configuration
 from mae.config import Config
-from mae.data.loader import evaluation_batches, normalise
+from mae.data.batch import normalise
+from mae.data.loader import evaluation_batches
 from mae.data.sources import Splits
 from mae.errors import Preempted
 from mae.evaluation import reconstruction, results
@@ -24,16 +25,21 @@ from mae.training.tracking import Tracker
 PICTURED = 8  # images in the reconstruction picture
 
 
-def close(config: Config, folder: RunFolder, splits: Splits, method: Autoencoder, tracker: Tracker, device: torch.device) -> None:
+def close(
+    config: Config, folder: RunFolder, splits: Splits, method: Autoencoder, tracker: Tracker, device: torch.device, step: int
+) -> None:
     """Exports, pictures and measures a trained method; prints the results table. Raises Preempted when told to stop meanwhile."""
     with _stoppable():
         timm_folder.save(method.encoder, folder.encoder, data=config.data, tag=folder.path.name)
         tracker.artifact(folder.encoder, f"{folder.path.name}-encoder", "model")
         report = reconstruction.held_out(method, splits, config, device=device)
+        row = {"step": step, **{f"held_out/{k}": v for k, v in report.figures.items()}}
+        folder.append(row)
+        tracker.log(row)
         picture = folder.figures / "reconstructions.png"
         if hasattr(method, "reconstruct"):
             draw_reconstructions(method, splits, config, device, picture)
-            tracker.images("reconstructions", [picture], step=-1)
+            tracker.images("reconstructions", [picture], step=step)
         entries = results.run_protocols(
             method,
             config,

@@ -37,7 +37,7 @@ class Job:
     build: Callable[[], nn.Module]
     forward: Callable[[nn.Module, Batch], Output]
     held_out: Callable[[nn.Module, torch.device], dict[str, float]]  # figures on held-out data, while training
-    finish: Callable[[nn.Module, Tracker, torch.device], None]  # on rank 0, when training is over
+    finish: Callable[[nn.Module, Tracker, torch.device, int], None]  # on rank 0, when training is over after so many steps
     transform: Callable[[np.ndarray, int], Tensor] | None = None  # a training augmentation of its own
 
 
@@ -55,9 +55,9 @@ def run(job: Job, config: Config, folder: RunFolder, splits: Splits, plan: Plan)
             distributed.first_does(lambda: _take(folder, config, derived, stack), ranks)
             tracker = Tracker(config, folder.path, job.kind, name=job.name, derived=derived) if ranks.first else None
             stack.enter_context(_status(folder, tracker))
-            _train(job, config, folder, splits, plan, module, ranks, derived, tracker)
+            steps = _train(job, config, folder, splits, plan, module, ranks, derived, tracker)
         if tracker is not None:  # the other ranks are done: finishing may take longer than they would wait
-            job.finish(module.eval(), tracker, ranks.device)
+            job.finish(module.eval(), tracker, ranks.device, steps)
 
 
 @contextlib.contextmanager
@@ -118,7 +118,7 @@ def _train(
     ranks: Ranks,
     derived: dict[str, Any],
     tracker: Tracker | None,
-) -> None:
+) -> int:
     optimizer = optim.create(module, config.optim)
     average = optim.Average(module, config.train.ema) if config.train.ema is not None else None
     scaler = torch.amp.GradScaler(ranks.device.type, enabled=derived["precision"] == "fp16")
@@ -184,6 +184,7 @@ def _train(
         save(progress)
     if average is not None:
         average.swap()
+    return progress.step
 
 
 def _resume(

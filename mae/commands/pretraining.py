@@ -2,7 +2,7 @@
 
 from mae.commands import closing, job
 from mae.config import Config
-from mae.data.loader import normalise
+from mae.data.batch import normalise
 from mae.data.sources import Splits
 from mae.evaluation import reconstruction
 from mae.methods.build import build
@@ -19,7 +19,7 @@ def pretrain(config: Config, folder: RunFolder, splits: Splits, plan: Plan) -> N
             build=lambda: build(config),
             forward=lambda module, batch: module(normalise(batch.images, config.data), keys=batch.keys),
             held_out=lambda method, device: reconstruction.held_out(method, splits, config, device=device).figures,
-            finish=lambda method, tracker, device: closing.close(config, folder, splits, method, tracker, device),
+            finish=lambda method, tracker, device, step: closing.close(config, folder, splits, method, tracker, device, step),
         ),
         config,
         folder,

@@ -14,7 +14,8 @@ import mae
 from mae.commands import job
 from mae.config import Config
 from mae.data.augmentation import KeyedTransform, seeded
-from mae.data.loader import Batch, evaluation_batches, normalise
+from mae.data.batch import Batch, normalise
+from mae.data.loader import evaluation_batches
 from mae.data.sources import Source, Splits
 from mae.evaluation import results
 from mae.methods.base import Output
@@ -40,11 +41,12 @@ def train_classifier(config: Config, folder: RunFolder, splits: Splits, plan: Pl
     )
     started = time.perf_counter()
 
-    def finish(module: nn.Module, tracker: Tracker, device: torch.device) -> None:
+    def finish(module: nn.Module, tracker: Tracker, device: torch.device, step: int) -> None:
         metrics = accuracy(module, splits.test, config, device)
         entry = results.trained_entry(config, splits, metrics, encoder=encoder.path.name, seconds=time.perf_counter() - started)
         for run in (folder, encoder):
             results.add_entries(run.results, [entry])
+        tracker.log({"step": step, **{f"test/{k}": v for k, v in metrics.items()}})
         tracker.results([entry])
         print(f"\n{config.protocol['name']}: {metrics['accuracy']:.2f}% of {metrics['n_test']} test images")
         print(f"{folder.path}: results.json, metrics.jsonl")

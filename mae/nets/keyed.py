@@ -4,9 +4,14 @@ The mixer is splitmix64 (Steele, Lea & Flood, OOPSLA 2014; the finaliser is Staf
 out of torch on any device and out of NumPy, so a worker process, a GPU and a resumed run agree on every mask and crop.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:  # the data side needs the NumPy half alone, and torch takes seconds to import
+    from torch import Tensor
 
 GOLDEN = 0x9E3779B97F4A7C15
 MIX_1 = 0xBF58476D1CE4E5B9
@@ -54,6 +59,8 @@ def hash_integers(*parts: int | np.ndarray) -> np.ndarray:
 
 def bits(keys: Tensor, count: int, stream: str) -> Tensor:
     """`count` random int64 values a key: keys (B,) int64 -> (B, count) int64, on the device of the keys."""
+    import torch
+
     start = _mix(keys + _signed(STREAMS[stream] * GOLDEN))
     counters = torch.arange(1, count + 1, device=keys.device, dtype=torch.int64) * _signed(GOLDEN)
     return _mix(start[:, None] + counters)
@@ -82,4 +89,4 @@ def normal(keys: Tensor, count: int, stream: str) -> Tensor:
 
     The uniforms behind them are the same bits on any device; the last bit of erfinv is the device's own.
     """
-    return 2**0.5 * torch.erfinv(2 * uniform(keys, count, stream) - 1 + 2.0**-24)
+    return 2**0.5 * (2 * uniform(keys, count, stream) - 1 + 2.0**-24).erfinv()

@@ -1,0 +1,114 @@
+"""Bad words are answered with one sentence and exit code 2, quickly, and nothing is made."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from mae import config
+from mae.errors import ConfigError
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_files_and_words_merge_left_to_right_and_the_last_duration_counts(tmp_path):
+    file = tmp_path / "mine.yaml"
+    file.write_text("base: configs/data/digits.yaml\ntrain: {epochs: 3}\noptim: {base_lr: 0.5}\n")
+    merged = config.load([str(file), "optim.base_lr=0.25", "method.mask_ratio=0.5"])
+    assert (merged.train.epochs, merged.train.steps, merged.optim.base_lr, merged.data.name) == (3, None, 0.25, "digits")
+    assert config.load([str(file), "train.minutes=2"]).train.epochs is None
+
+
+def test_a_resolved_configuration_reads_back_as_itself():
+    once = config.load(["train.seed=3", "encoder.reg_tokens=2"])
+    assert config.load([], base=once.as_dict()) == once
+
+
+def test_choosing_another_data_or_method_replaces_the_whole_section():
+    other = config.load(["configs/data/folder.yaml", "data.path=here"])
+    assert (other.data.channels, other.data.cache, other.encoder.patch_size) == (3, "none", None)
+
+
+BAD = {
+    "method.mask_ratoi=.5": "did you mean method.mask_ratio?",
+    "mask_ratio=.5": "did you mean method.mask_ratio?",
+    "trian.steps=3": "did you mean train?",
+    "train.epochs=ten": "Float",
+    "train.precision=bf17": "did you mean bf16?",
+    "method.mask_ratio=high": "wrong type",
+    "method.mask_ratio=0.99": "hides all of the 16 patches",
+    "method.mask_ratio=0": "hides none of the 16 patches",
+    "method.masking=blok": "did you mean block?",
+    "data.image_size=9": "try 8",
+    "data.mean=[0,0]": "give one a channel",
+    "train.accumulate=3": "train.batch_size 128 is not a multiple of ranks x accumulate = 1 x 3: try 129",
+    "train.batch_size=0": "above zero",
+    "configs/data/digit.yaml": "did you mean configs/data/digits.yaml?",
+    "method.name=mea": "did you mean mae?",
+    "evaluate.protocols=[knnn]": "did you mean",
+}
+
+
+@pytest.mark.parametrize("word", BAD)
+def test_a_bad_word_is_answered_with_the_way_out(word):
+    with pytest.raises(ConfigError) as caught:
+        config.load([word])
+    assert BAD[word] in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_warm_up_longer_than_the_run_is_refused():
+    with pytest.raises(ConfigError, match="longer than the run of 3"):
+        config.load(["train.epochs=3", "optim.warmup_epochs=5"])
+
+
+def run(*words, cwd):
+    began = time.monotonic()
+    done = subprocess.run([sys.executable, ROOT / "pretrain.py", *words], cwd=cwd, capture_output=True, text=True, timeout=60)
+    return done, time.monotonic() - began
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["method.mask_ratoi=.5"], "did you mean"),
+        (["runs/x"], "section.key=value"),
+        (["configs/data/folder.yaml", "data.path=nowhere"], "nowhere"),
+        (["configs/data/folder.yaml", "data.path=empty"], "empty"),
+        (["configs/data/folder.yaml"], "data.path"),
+        (["train.steps=10", "optim.warmup_epochs=9"], "longer than the run"),
+    ],
+    ids=lambda value: str(value[0]) if isinstance(value, list) else "",
+)
+def test_the_command_exits_with_2_in_one_sentence_and_leaves_nothing(words, sentence, tmp_path):
+    (tmp_path / "empty").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    done, seconds = run(*words, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("mae: ")
+    assert done.stderr.count("\n") == 1
+    assert sentence in done.stderr
+    assert done.stdout == ""
+    assert sorted(tmp_path.rglob("*")) == before
+    assert seconds < 5
+
+
+def test_help_needs_no_torch_and_lists_every_key(tmp_path):
+    probe = "import sys; from mae.commands.pretrain import main; code = main(['--help']); assert 'torch' not in sys.modules; sys.exit(code)"
+    done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    for name in config.all_keys({"method": {"name": "mae"}}):
+        assert name.endswith(".name") or f"{name}=" in done.stdout
+
+
+def test_every_shipped_file_is_valid():
+    files = [f for f in sorted((ROOT / "configs").rglob("*.yaml")) if "sweeps" not in f.parts]
+    assert len(files) >= 10
+    for file in files:
+        config.load([str(file), "data.path=somewhere"] if "evaluation" not in file.parts else [str(file)])
+    sweep = yaml.safe_load((ROOT / "configs/sweeps/learning_rate.yaml").read_text())
+    known = config.all_keys({"method": {"name": "mae"}})
+    assert set(sweep["parameters"]) <= set(known)
