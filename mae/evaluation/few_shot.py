@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
+from threadpoolctl import threadpool_limits  # comes with scikit-learn
 from torch import Tensor
 
 from mae.errors import ConfigError
@@ -52,6 +53,6 @@ def draw(labels: Tensor, shots: int, seed: int, number: int, *, classes: tuple[s
 
 
 def _fit(data: Features, c: float) -> LogisticRegression:
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), threadpool_limits(1):  # a handful of rows: threads cost ten times what they save
         warnings.simplefilter("ignore", ConvergenceWarning)  # separable data: further steps only lengthen the weights
         return LogisticRegression(C=c, max_iter=1000).fit(data.x, data.y)

@@ -6,6 +6,8 @@ The sweep is scored on held-out training images, the winner refitted on all of t
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -81,16 +83,17 @@ def train(data: Features, grid: list[tuple[float, float]], *, epochs: int, batch
     weight, bias = start.repeat(1, len(grid), 1), torch.zeros(len(grid), classes, device=device)
     moments = [torch.zeros_like(p) for p in (weight, weight, bias, bias)]
     steps, step = epochs * math.ceil(count / batch_size), 0
-    for epoch in range(epochs):
-        for ids in draw_order(count, seed, epoch, device=device).split(batch_size):
-            step += 1
-            rate = rates * (0.5 + 0.5 * math.cos(math.pi * (step - 1) / steps))
-            x = (data.x[ids] - mean) * scale
-            error = _logits(x, weight, bias).softmax(-1)  # (B, H, C)
-            error[torch.arange(len(ids), device=device), :, data.y[ids]] -= 1
-            error /= len(ids)
-            _adamw(weight, (x.T @ error.flatten(1)).view_as(weight), *moments[:2], step, rate, decays)
-            _adamw(bias, error.sum(0), *moments[2:], step, rate, torch.zeros_like(decays))
+    with _threads(batch_size * weight.numel()):
+        for epoch in range(epochs):
+            for ids in draw_order(count, seed, epoch, device=device).split(batch_size):
+                step += 1
+                rate = rates * (0.5 + 0.5 * math.cos(math.pi * (step - 1) / steps))
+                x = (data.x[ids] - mean) * scale
+                error = _logits(x, weight, bias).softmax(-1)  # (B, H, C)
+                error[torch.arange(len(ids), device=device), :, data.y[ids]] -= 1
+                error /= len(ids)
+                _adamw(weight, (x.T @ error.flatten(1)).view_as(weight), *moments[:2], step, rate, decays)
+                _adamw(bias, error.sum(0), *moments[2:], step, rate, torch.zeros_like(decays))
     return Heads(weight, bias, mean, scale)
 
 
@@ -107,6 +110,17 @@ def choose(heads: Heads, held_out: Features) -> int:
 def predict(heads: Heads, x: Tensor) -> Tensor:
     """The classes that each head gives: (N, D) -> (N, H) int64."""
     return torch.cat([heads.logits(some).argmax(-1) for some in x.split(8192)])
+
+
+@contextmanager
+def _threads(products: int) -> Iterator[None]:
+    """One thread where a step has few products: to share those out takes longer than to do them, far longer on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1 if products < 2**24 else before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def _draw(count: int, share: float, seed: int, device: torch.device) -> Tensor:
