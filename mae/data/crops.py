@@ -1,8 +1,7 @@
 """Random resized crops and flips that are a pure function of the sample's key (boxes as in torchvision's RandomResizedCrop).
 
 Only +, -, *, / and square roots of float64 are used, one at a time, which IEEE 754 rounds alike everywhere: a box does not
-depend on the machine, the batch around the sample, or the process that computes it. Pixels are resized by Pillow's
-antialiased bicubic filter, after cropping.
+depend on the machine, the batch around the sample, or the process that computes it.
 """
 
 import numpy as np
@@ -47,13 +46,6 @@ def flips(keys: np.ndarray) -> np.ndarray:
     return uniform_numpy(keys, 1, "flip")[:, 0] < 0.5
 
 
-def crop(image: np.ndarray, box: np.ndarray, flip: bool, size: tuple[int, int]) -> np.ndarray:
-    """The box (top, left, height, width) of an image (H, W, C) uint8, resized to size (h, w), mirrored or not: (h, w, C) uint8."""
-    top, left, height, width = (int(side) for side in box)
-    pixels = resize(image[top : top + height, left : left + width], size)
-    return pixels[:, ::-1] if flip else pixels
-
-
 def central(image: np.ndarray, size: tuple[int, int], factor: float) -> np.ndarray:
     """What evaluation sees: the image scaled to cover factor x size, and of that the central size: (h, w, C) uint8.
 
@@ -86,8 +78,8 @@ def _largest(tall: np.ndarray, wide: np.ndarray, least: float, most: float) -> t
 
 
 def _exp(x: np.ndarray) -> np.ndarray:
-    """exp for |x| < 0.3 by its series: libraries' exp differ in the last bit, which could move a rounded side by a pixel."""
+    """exp for |x| < 0.3 by its series, to 1e-10: libraries' exp differ in the last bit, which could move a rounded side by a pixel."""
     total = np.ones_like(x)
-    for n in range(14, 0, -1):
+    for n in range(8, 0, -1):
         total = 1 + x * total / n
     return total

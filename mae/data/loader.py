@@ -21,6 +21,7 @@ from mae.config import Config
 from mae.data import crops, order, substitute
 from mae.data.batch import Batch, Samples, micro_batches, normalise
 from mae.data.cached import Cache
+from mae.data.resample import crop_one
 from mae.data.sources import Source
 from mae.data.worker import leave_signals_to_the_main_process
 from mae.errors import ConfigError
@@ -51,14 +52,14 @@ class TrainSteps(Dataset):
     def __getitem__(self, step: int) -> Samples | ConfigError:
         return _read_all(self.source, *self.share(step), self._view)
 
-    def _view(self, image: np.ndarray, key: int) -> np.ndarray | Tensor:
+    def _view(self, image: np.ndarray, key: int) -> Tensor:
         if self.transform is not None:
             return self.transform(image, key)
         data, size = self.config.data, self.config.image_size
         keys = np.array([key])
         scale = (data.crop_scale[0], data.crop_scale[1])
         box = crops.boxes(keys, image.shape[:1], image.shape[1:2], scale=scale, aspect=size[1] / size[0])[0]
-        return crops.crop(image, box, data.flip and bool(crops.flips(keys)[0]), size)
+        return crop_one(image, box, data.flip and bool(crops.flips(keys)[0]), size)
 
 
 class EvaluationBatches(Dataset):
@@ -72,8 +73,8 @@ class EvaluationBatches(Dataset):
         keys = hash_integers(self.config.train.seed, -1, ids)  # an epoch that training never has
         return _read_all(self.source, ids, keys, self._view)
 
-    def _view(self, image: np.ndarray, key: int) -> np.ndarray:
-        return crops.central(image, self.config.image_size, self.config.data.resize)
+    def _view(self, image: np.ndarray, key: int) -> Tensor:
+        return torch.from_numpy(crops.central(image, self.config.image_size, self.config.data.resize).transpose(2, 0, 1).copy())
 
 
 def train_batches(
@@ -117,9 +118,9 @@ def evaluation_batches(
     return (batches[0] for batches in _on_device(_stream(items, numbers, config, device), 1, device))
 
 
-def _read_all(source: Source, ids: np.ndarray, keys: np.ndarray, view: Callable[[np.ndarray, int], Any]) -> Samples | ConfigError:
+def _read_all(source: Source, ids: np.ndarray, keys: np.ndarray, view: Transform) -> Samples | ConfigError:
     """Reads images one by one and stacks what `view(image, key)` makes of each."""
-    images: list[Any] = []
+    images: list[Tensor] = []
     shown, damage = ids.copy(), []
     for i, (index, key) in enumerate(zip(ids.tolist(), keys.tolist(), strict=True)):
         try:
@@ -129,14 +130,7 @@ def _read_all(source: Source, ids: np.ndarray, keys: np.ndarray, view: Callable[
         damage += met
         images.append(view(image, key))
     labels = np.full_like(ids, -1) if source.labels is None else source.labels[shown]
-    return Samples(_stack(images), torch.from_numpy(np.stack([keys, labels, ids])), shown != ids, damage)
-
-
-def _stack(images: list[Any]) -> Tensor:
-    """(B, C, H, W), of tensors (C, H, W) or of arrays (H, W, C)."""
-    if isinstance(images[0], Tensor):
-        return torch.stack(images)
-    return torch.from_numpy(np.stack([image.transpose(2, 0, 1) for image in images]))
+    return Samples(torch.stack(images), torch.from_numpy(np.stack([keys, labels, ids])), shown != ids, damage)
 
 
 def _on_device(samples: Iterable[Samples], accumulate: int, device: torch.device) -> Iterator[list[Batch]]:

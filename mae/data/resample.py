@@ -1,4 +1,4 @@
-"""Per-sample crops of a whole batch as two batched matrix products: Pillow's antialiased bicubic, sample by sample.
+"""Crops resized by the filter of Pillow's antialiased bicubic: one image, or a whole batch as two batched matrix products.
 
 A resized crop is linear in the pixels and separable, rows @ image @ columns, so a batch of different crops needs no loop
 (grid_sample has no antialiasing). The weights are those of Pillow's Resample.c: bicubic a = -0.5 whose support grows with
@@ -9,9 +9,24 @@ import math
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from mae.data.batch import to_device
+
+
+def crop_one(image: np.ndarray, box: np.ndarray, flip: bool, size: tuple[int, int]) -> Tensor:
+    """Crops, resizes and mirrors one image (H, W, C) uint8 of its own size -> (C, h, w) uint8.
+
+    `box` (4,) int64: top, left, height, width in pixels. By torch's uint8 kernel, which has Pillow's filter at a third of its time.
+    """
+    top, left, height, width = box.tolist()
+    pixels = torch.from_numpy(np.array(image[top : top + height, left : left + width])).permute(2, 0, 1)[
+        None
+    ]  # a copy: Pillow's is read-only
+    if (height, width) != size:
+        pixels = F.interpolate(pixels, size=size, mode="bicubic", antialias=True)
+    return (pixels.flip(3) if flip else pixels)[0]
 
 
 def crop_batch(images: Tensor, boxes: np.ndarray, flips: np.ndarray | None, size: tuple[int, int]) -> Tensor:
@@ -44,17 +59,16 @@ def matrices(
         pixel = torch.where(to_device(flips, device)[:, None, None], target - pixel, pixel)  # (B, target, 1)
     centre = pixel * scale
     first = (centre - 2 * stretch + 0.5).floor().clamp_(min=0)
-    last = torch.minimum((centre + 2 * stretch + 0.5).floor(), length)
     position = first + torch.arange(taps, device=device)  # (B, target, taps)
-    weights = _bicubic((position + 0.5 - centre) / stretch).mul_(position < last)
+    weights = _bicubic((position + 0.5 - centre).div_(stretch)).mul_(position < length)
     weights /= weights.sum(dim=2, keepdim=True)
     into = (position + start).clamp_(max=source - 1).long()  # a tap outside the crop has no weight, it only needs a place
     return torch.zeros(len(starts), target, source, device=device).scatter_add_(2, into, weights)
 
 
 def _bicubic(x: Tensor) -> Tensor:
-    """Keys' cubic convolution kernel with a = -0.5, support [-2, 2]."""
-    x = x.abs()
-    near = (1.5 * x - 2.5) * x * x + 1
-    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
-    return torch.where(x < 1, near, torch.where(x < 2, far, 0.0))
+    """Keys' cubic convolution kernel with a = -0.5 and support [-2, 2]; its two pieces meet in one formula without branches."""
+    x = x.abs_().clamp_(max=2)
+    inner = (1 - x).clamp_(min=0)
+    far = (1 - x).mul_(0.5).mul_((2 - x).square_())
+    return far.add_(inner.square().mul_(1 - 2 * inner))
