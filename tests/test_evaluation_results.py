@@ -130,6 +130,17 @@ def test_an_entry_replaces_the_older_one_alike(config, splits, tmp_path):
     assert [p.name for p in file.parent.iterdir()] == ["results.json"]
 
 
+def test_a_protocol_that_trains_on_images_is_told_by_how_it_trains(splits):
+    words = ["configs/evaluation/finetune_paper.yaml", "train.seed=3"]
+    entries = []
+    for word in ("train.seed=4", "data.workers=1", "optim.base_lr=0.5", "train.epochs=7", "protocol.drop_path=0.3"):
+        entry = results.trained_entry(configuration.load([*words, word]), splits, {"accuracy": 90.0}, encoder="run", seconds=1.0)
+        entries.append(entry)
+    assert len({entry["protocol_hash"] for entry in entries}) == 4  # neither the seed nor the workers are part of it
+    assert [entry["seed"] for entry in entries] == [4, 3, 3, 3, 3]
+    assert all(entry["protocol"] == "finetune/paper" and entry["encoder"]["name"] == "run" for entry in entries)
+
+
 def test_a_changed_setting_changes_the_protocol_hash(config, splits, tmp_path):
     knn = configuration.protocol("knn")
     arguments = dict(run_dir=tmp_path / "run", device="cpu", controls=False, untrained=build)

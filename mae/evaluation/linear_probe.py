@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from mae.evaluation.material import Features, Material, Result, draw_order, score, standardiser
 from mae.nets import keyed
@@ -99,12 +98,12 @@ def train(data: Features, grid: list[tuple[float, float]], *, epochs: int, batch
 
 def choose(heads: Heads, held_out: Features) -> int:
     """The head of highest accuracy on the held-out images; among equals the one of lowest cross-entropy."""
-    logits = torch.cat([heads.logits(x) for x in held_out.x.split(8192)])  # (N, H, C)
-    accuracy = (logits.argmax(-1) == held_out.y[:, None]).double().mean(0)
-    labels = held_out.y[:, None].expand(logits.shape[:2])
-    entropy = F.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape).mean(0)
-    finite = entropy.isfinite()
-    return max(range(len(entropy)), key=lambda h: (bool(finite[h]), accuracy[h].item(), -entropy[h].item()))
+    right, entropy = 0, 0.0
+    for x, y in zip(held_out.x.split(8192), held_out.y.split(8192), strict=True):
+        logits = heads.logits(x).transpose(0, 1)  # (H, B, C)
+        right = right + (logits.argmax(-1) == y).sum(1)
+        entropy = entropy - logits.log_softmax(-1)[:, torch.arange(len(y), device=y.device), y].double().sum(1)
+    return max(range(len(right)), key=lambda h: (math.isfinite(entropy[h]), right[h].item(), -entropy[h].item()))
 
 
 def predict(heads: Heads, x: Tensor) -> Tensor:
