@@ -41,11 +41,16 @@ def decode(content: bytes, *, channels: int, name: str) -> np.ndarray:
     except (DamagedImage, MemoryError):
         raise
     except Exception as error:  # Pillow's decoders raise nearly every built-in exception on damaged bytes
-        reason = "no bytes" if not content else " ".join(str(error).split()) or type(error).__name__
-        if isinstance(error, Image.UnidentifiedImageError):
-            reason = "no bytes" if not content else f"not one of {', '.join(FORMATS)}"
-        raise DamagedImage(name, reason) from error
+        raise DamagedImage(name, _reason(content, error)) from error
     return pixels.reshape(*pixels.shape[:2], channels)
+
+
+def _reason(content: bytes, error: Exception) -> str:
+    if not content:
+        return "no bytes"
+    if isinstance(error, Image.UnidentifiedImageError):
+        return f"no {', '.join(FORMATS)}, or its header is damaged"
+    return " ".join(str(error).split()) or type(error).__name__
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
