@@ -305,6 +305,8 @@ def _typed(merged: Mapping[str, Any]) -> Config:
     for section in FREE:
         for name, value in merged[section].items():
             _check_type(f"{section}.{name}", value, known[f"{section}.{name}"])
+    # YAML reads the bare word off as false
+    merged = {**merged, "track": {k: "off" if k == "wandb" and v is False else v for k, v in merged["track"].items()}}
     try:
         config: Config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(dict(merged))))  # type: ignore[assignment]
     except OmegaConfBaseException as error:

@@ -31,7 +31,7 @@ def test_a_sample_draws_the_same_alone_and_in_a_batch():
 def test_the_numbers_are_uniform_and_independent():
     keys = torch.from_numpy(keyed.hash_integers(1, 2, np.arange(20000)))
     draws = keyed.uniform(keys, 8, "mask").double()
-    assert 0 <= draws.min()
+    assert draws.min() >= 0
     assert draws.max() < 1
     # 5 standard errors of a uniform's mean, variance and pairwise correlation
     assert (draws.mean(0) - 0.5).abs().max() < 5 * (1 / 12 / 20000) ** 0.5

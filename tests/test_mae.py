@@ -1,6 +1,5 @@
 """Properties of the masked autoencoder itself."""
 
-
 import pytest
 import torch
 

@@ -16,11 +16,21 @@ from mae.training.lars import LARS
 
 @settings(max_examples=50, deadline=None)
 @given(
-    epochs=st.integers(2, 400), warmup=st.integers(0, 40), images=st.integers(100, 5000), batch=st.integers(1, 300), where=st.floats(0, 0.999)
+    epochs=st.integers(2, 400),
+    warmup=st.integers(0, 40),
+    images=st.integers(100, 5000),
+    batch=st.integers(1, 300),
+    where=st.floats(0, 0.999),
 )
 def test_the_learning_rate_follows_the_papers_curve(epochs, warmup, images, batch, where):
     warmup = min(warmup, epochs)
-    words = [f"train.epochs={epochs}", f"train.batch_size={batch}", f"optim.warmup_epochs={warmup}", "optim.base_lr=1.5e-4", "optim.min_lr=1e-6"]
+    words = [
+        f"train.epochs={epochs}",
+        f"train.batch_size={batch}",
+        f"optim.warmup_epochs={warmup}",
+        "optim.base_lr=1.5e-4",
+        "optim.min_lr=1e-6",
+    ]
     plan = schedule.plan(config.load(words), images)
     assert plan.steps == math.ceil(epochs * images / batch)
     step = int(where * plan.steps)

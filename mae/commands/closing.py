@@ -70,13 +70,13 @@ def draw_reconstructions(method: Any, splits: Splits, config: Config, device: to
     batch = next(iter(evaluation_batches(splits.validation, config, batch_size=PICTURED, device=device)))
     images = normalise(batch.images, config.data)
     made = method.reconstruct(images, keys=batch.keys)
-    columns = {"input": images, "reconstruction": made}
+    rows = {"input": images, "reconstruction": made}
     caption = ""
     if hasattr(method, "visible"):
-        columns = {"input": images, "visible": method.visible(images, keys=batch.keys), "reconstruction": made}
+        rows = {"input": images, "visible": method.visible(images, keys=batch.keys), "reconstruction": made}
         if method.norm_pix:
             caption = "hidden patches un-normalised with the statistics of the visible ones"
-    figures.image_rows({k: _pixels(v, config) for k, v in columns.items()}, file, caption=caption)
+    figures.image_grid({k: _pixels(v, config) for k, v in rows.items()}, file, caption=caption)
 
 
 def _pixels(images: Tensor, config: Config) -> Any:

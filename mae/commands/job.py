@@ -16,6 +16,7 @@ from mae.data.loader import Batch, train_batches
 from mae.data.sources import Splits
 from mae.errors import ConfigError, NonFiniteLoss, Preempted
 from mae.methods.base import Output
+from mae.nets.vit import choose_attention
 from mae.training import checkpoint, distributed, optim, precision
 from mae.training.console import Console
 from mae.training.distributed import Ranks
@@ -51,6 +52,7 @@ def run(job: Job, config: Config, folder: RunFolder, splits: Splits, plan: Plan)
             torch.use_deterministic_algorithms(config.train.deterministic)
             torch.manual_seed(config.train.seed)
             module = job.build().to(ranks.device)
+            choose_attention(module, ranks.device)
             derived = _derived(config, splits, plan, module, ranks)
             distributed.first_does(lambda: _take(folder, config, derived, stack), ranks)
             tracker = Tracker(config, folder.path, job.kind, name=job.name, derived=derived) if ranks.first else None

@@ -125,10 +125,10 @@ class MAE(Autoencoder):
         return vit.unpatchify(patches, self.grid, self.patch)
 
     def visible(self, images: Tensor, *, keys: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
-        """Images (B, C, H, W) with the hidden patches in the mean colour (zero): what the encoder sees."""
+        """Images (B, C, H, W) with NaN for the hidden patches: what the encoder sees."""
         patches = vit.patchify(images, self.patch)
-        split = self.split(keys, noise)
-        return vit.unpatchify(patches.scatter(1, split.hidden[..., None].expand(-1, -1, patches.shape[2]), 0), self.grid, self.patch)
+        hidden = self.split(keys, noise).hidden[..., None].expand(-1, -1, patches.shape[2])
+        return vit.unpatchify(patches.scatter(1, hidden, torch.nan), self.grid, self.patch)
 
     def _decode(self, patches: Tensor, split: Split) -> Tensor:
         """(B, P + V + H, width) after the decoder's norm: prefix, visible, hidden tokens.

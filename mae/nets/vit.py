@@ -81,6 +81,17 @@ def set_sincos_positions(encoder: VisionTransformer) -> None:
     encoder.pos_embed.requires_grad_(False)
 
 
+def choose_attention(module: nn.Module, device: torch.device) -> None:
+    """Fused attention everywhere but on CPU, where timm's explicit products are faster at the lengths of a ViT.
+
+    Measured on 2 cores with AVX-512 and AMX: a bf16 MAE step at 17 visible and 65 decoder tokens took 2.2 times as long with
+    the fused kernel. Both compute the same.
+    """
+    for child in module.modules():
+        if hasattr(child, "fused_attn"):
+            child.fused_attn = device.type != "cpu"
+
+
 def patchify(images: Tensor, patch: tuple[int, int]) -> Tensor:
     """(B, C, H, W) -> (B, N, p * q * C), patches row by row, the channel fastest within a patch."""
     return rearrange(images, "b c (h p) (w q) -> b (h w) (p q c)", p=patch[0], q=patch[1])

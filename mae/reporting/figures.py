@@ -5,30 +5,37 @@ from pathlib import Path
 
 import numpy as np
 
+HIDDEN = (0.80, 0.86, 0.95)  # the tint of pixels that are not there
 
-def image_rows(columns: Mapping[str, np.ndarray], file: Path, *, caption: str = "") -> None:
-    """One row an image, one titled column a stage: arrays (N, H, W, C) of floats in [0, 1] with C = 1 or 3, N rows of them.
 
-    Other channel counts show the mean of the channels.
+def image_grid(rows: Mapping[str, np.ndarray], file: Path, *, caption: str = "") -> None:
+    """One titled row a stage, one column an image: arrays (N, H, W, C) of floats in [0, 1], N the same in all.
+
+    NaN pixels are tinted: nothing is known there. Channel counts other than 3 show the mean of the channels.
     """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    count = len(next(iter(columns.values())))
-    height, width = next(iter(columns.values())).shape[1:3]
-    across = 1.3 * len(columns)
+    count, height, width = next(iter(rows.values())).shape[:3]
+    size = 1.1
     figure, axes = pyplot.subplots(
-        count, len(columns), figsize=(across, 1.3 * count * height / width + 0.5), squeeze=False, layout="constrained"
+        len(rows),
+        count,
+        figsize=(size * count + 1, size * len(rows) * height / width + (0.3 if caption else 0)),
+        squeeze=False,
+        layout="constrained",
     )
-    for j, (title, images) in enumerate(columns.items()):
-        for i, image in enumerate(images):
-            shown = image if image.shape[2] == 3 else image.mean(2)
-            axes[i, j].imshow(np.clip(shown, 0, 1), cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-            axes[i, j].set_axis_off()
-        axes[0, j].set_title(title, fontsize=9)
+    for i, (title, images) in enumerate(rows.items()):
+        for j, image in enumerate(images):
+            colours = image if image.shape[2] == 3 else np.repeat(image.mean(2, keepdims=True), 3, axis=2)
+            shown = np.where(np.isnan(colours), HIDDEN, np.clip(colours, 0, 1))
+            axes[i, j].imshow(shown, interpolation="nearest")
+            axes[i, j].set(xticks=[], yticks=[])
+            axes[i, j].spines[:].set_visible(False)
+        axes[i, 0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=10)
     if caption:
-        figure.supxlabel(caption, fontsize=7)
-    figure.savefig(file, dpi=160)
+        figure.supxlabel(caption, fontsize=8)
+    figure.savefig(file, dpi=150)
     pyplot.close(figure)

@@ -4,6 +4,7 @@ import json
 import logging
 import netrc
 import os
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ class Tracker:
         file = folder / "wandb.json"
         ids = json.loads(file.read_text()) if file.is_file() else {}
         if job not in ids:
-            ids[job] = self.wandb.util.generate_id()
+            ids[job] = secrets.token_hex(4)
             file.write_text(json.dumps(ids))
         return ids[job]
 

@@ -1,0 +1,184 @@
+"""The programs as a user runs them: real processes, real kills, real files."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import mae
+
+ROOT = Path(__file__).parents[1]
+TINY = ["encoder.embed_dim=32", "encoder.depth=1", "train.precision=fp32", "train.log_every=1", "evaluate.protocols=[knn]"]
+TINY += ["evaluate.controls=false", "track.wandb=off"]
+
+
+def command(*words, script="pretrain.py", ranks=1):
+    launcher = [sys.executable]
+    if ranks > 1:
+        launcher += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    return [*launcher, str(ROOT / script), *map(str, words)]
+
+
+def run(*words, cwd, script="pretrain.py", ranks=1, code=0, **environment):
+    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    done = subprocess.run(command(*words, script=script, ranks=ranks), cwd=cwd, capture_output=True, text=True, timeout=240, env=env)
+    assert done.returncode == code, done.stderr[-3000:]
+    return done
+
+
+def rows(folder):
+    return [r for r in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()) if "loss" in r]
+
+
+def weights(folder):
+    return load_file(folder / "encoder" / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """An uninterrupted run of 60 steps."""
+    cwd = tmp_path_factory.mktemp("finished")
+    words = [*TINY, "train.steps=60", "train.checkpoint_every=20", "run.dir=run"]
+    output = run(*words, "evaluate.protocols=[knn,linear_probe_quick,few_shot]", cwd=cwd)
+    return cwd / "run", output
+
+
+def test_a_run_leaves_what_the_design_promises(finished):
+    folder, output = finished
+    assert "knn" in output.stdout
+    assert "WARNING: the model has not left the plateau" in output.stdout  # 60 steps teach nothing, and it says so
+    assert [r["step"] for r in rows(folder)] == list(range(1, 61))
+    assert {"samples", "epoch", "lr", "grad_norm", "images_per_second", "data_wait", "batch_hash"} <= set(rows(folder)[0])
+    assert json.loads((folder / "status.json").read_text())["status"] == "done"
+    for entry in json.loads((folder / "results.json").read_text()):
+        assert {"protocol", "protocol_hash", "data", "split", "seed", "metrics", "encoder", "settings", "code", "seconds"} <= set(entry)
+    assert (folder / "figures" / "reconstructions.png").stat().st_size > 1000
+
+
+def test_the_encoder_opens_in_timm_and_in_mae_with_the_same_features(finished):
+    import timm
+
+    folder, _ = finished
+    model = timm.create_model(f"local-dir:{folder / 'encoder'}", pretrained=True).eval()
+    method = mae.load(folder)
+    images = torch.randn(2, 1, 8, 8)
+    with torch.no_grad():
+        torch.testing.assert_close(model.forward_features(images)[:, 1:].mean(1), method.encode(images))
+    assert model.pretrained_cfg["mean"] == pytest.approx(
+        tuple(json.loads((folder / "encoder" / "config.json").read_text())["pretrained_cfg"]["mean"])
+    )
+
+
+def test_a_finished_run_shows_its_results_again_and_another_configuration_is_refused(finished):
+    folder, output = finished
+    words = [*TINY, "train.steps=60", "train.checkpoint_every=20", "run.dir=run", "evaluate.protocols=[knn,linear_probe_quick,few_shot]"]
+    again = run(*words, cwd=folder.parent)
+    assert next(line for line in output.stdout.splitlines() if line.startswith("run")) in again.stdout
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+    refused = run(*words, "method.mask_ratio=0.5", cwd=folder.parent, code=2)
+    assert "method.mask_ratio was 0.75 and is now 0.5" in refused.stderr
+    assert before == {p: p.stat().st_mtime_ns for p in folder.rglob("*") if p.is_file()}
+
+
+def test_killed_and_resumed_equals_not_killed(finished, tmp_path):
+    words = [*TINY, "train.steps=60", "train.checkpoint_every=20", "run.dir=run", "evaluate.protocols=[knn,linear_probe_quick,few_shot]"]
+    process = subprocess.Popen(
+        command(*words), cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    wait_for_row(tmp_path / "run", 30, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert len(rows(tmp_path / "run")) < 60
+    resumed = run(*words, cwd=tmp_path)
+    assert "resuming from" in resumed.stderr
+    mine, theirs = weights(tmp_path / "run"), weights(finished[0])
+    assert mine.keys() == theirs.keys()
+    assert all(torch.equal(mine[k], theirs[k]) for k in mine)
+    keep = ("step", "loss", "grad_norm", "lr", "batch_hash")
+    assert [[r[k] for k in keep] for r in rows(tmp_path / "run")] == [[r[k] for k in keep] for r in rows(finished[0])]
+
+
+def test_a_signal_saves_and_exits_with_75_and_two_jobs_cannot_share_a_folder(finished, tmp_path):
+    words = [*TINY, "train.steps=100000", "train.checkpoint_every=50000", "run.dir=run"]
+    process = subprocess.Popen(command(*words), cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for_row(tmp_path / "run", 5, process)
+    second = run(*words, cwd=tmp_path, code=2)
+    assert f"pid {process.pid}" in second.stderr
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 75, stderr
+    assert "run the same command to go on" in stderr
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "preempted"
+    last = rows(tmp_path / "run")[-1]["step"]
+    assert [p.name for p in (tmp_path / "run" / "checkpoints").iterdir()] == [f"step-{last:08d}"]
+
+
+def test_two_ranks_take_the_same_steps_as_one(tmp_path):
+    words = [*TINY, "train.steps=20", "run.dir=run", "evaluate.protocols=[]"]
+    for name, extra, ranks in (("one", [], 1), ("two", ["train.accumulate=2"], 2)):
+        (tmp_path / name).mkdir()
+        run(*words, *extra, cwd=tmp_path / name, ranks=ranks)
+    one, two = rows(tmp_path / "one" / "run"), rows(tmp_path / "two" / "run")
+    assert [r["batch_hash"] for r in two] == [r["batch_hash"] for r in one]
+    assert [r["loss"] for r in two] == pytest.approx([r["loss"] for r in one], rel=1e-5)
+    assert [r["grad_norm"] for r in two] == pytest.approx([r["grad_norm"] for r in one], rel=1e-4)
+
+
+def test_a_non_finite_loss_stops_before_the_update_and_leaves_a_good_checkpoint(tmp_path):
+    words = [*TINY, "train.steps=50", "train.checkpoint_every=1", "run.dir=run", "optim.base_lr=1e30", "optim.warmup_epochs=0"]
+    stopped = run(*words, cwd=tmp_path, code=1)
+    assert "not finite" in stopped.stderr
+    assert "optim.base_lr" in stopped.stderr
+    assert "Traceback" not in stopped.stderr
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "failed"
+    for value in mae.load(tmp_path / "run").state_dict().values():
+        assert torch.isfinite(value).all()
+
+
+def test_an_offline_wandb_run_mirrors_the_metrics_and_an_unreachable_one_stops_nothing(tmp_path):
+    words = [*TINY, "train.steps=12", "run.dir=run"]
+    run(*words, "track.wandb=offline", cwd=tmp_path)
+    (folder,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
+    shown = subprocess.run(
+        [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)], capture_output=True, text=True, timeout=120
+    )
+    assert shown.returncode == 0, shown.stderr
+    for figure in ("loss", "grad_norm", "knn/accuracy"):
+        assert figure in shown.stdout
+    other = tmp_path / "other"
+    other.mkdir()
+    closed = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}
+    lost = run(*words, "track.wandb=online", cwd=other, **closed)
+    assert "W&B" in lost.stderr
+    assert "0" * 40 not in lost.stderr
+    assert len(rows(other / "run")) == 12
+
+
+def test_probe_and_fine_tuning_start_from_a_run(finished):
+    folder, _ = finished
+    cwd = folder.parent
+    run("run", "track.wandb=off", "evaluate.controls=false", cwd=cwd, script="linear_probe.py")
+    small = ["train.epochs=2", "train.batch_size=128", "optim.warmup_epochs=0", "track.wandb=off", "train.log_every=1"]
+    for script, protocol in (("linear_probe.py", "linear_probe_paper"), ("finetune.py", "finetune_paper")):
+        done = run("run", f"configs/evaluation/{protocol}.yaml", *small, cwd=cwd, script=script)
+        name = protocol.replace("probe_", "probe/").replace("tune_", "tune/")
+        assert name in done.stdout
+        assert name in {e["protocol"] for e in json.loads((folder / "results.json").read_text())}
+        assert (folder / name.replace("/", "-") / "metrics.jsonl").is_file()
+
+
+def wait_for_row(folder, step, process, seconds=120):
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        assert process.poll() is None, process.communicate()
+        if (folder / "metrics.jsonl").is_file() and len((folder / "metrics.jsonl").read_text().splitlines()) >= step:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"no step {step} within {seconds} s")
