@@ -326,7 +326,7 @@ def _check_type(name: str, value: Any, default: Any) -> None:
     if isinstance(default, bool):
         fine = isinstance(value, bool)
     elif default == "auto":
-        fine = value == "auto" or (isinstance(value, number) and not isinstance(value, bool))
+        fine = value == "auto" or isinstance(value, number)  # a bool is a number here
     elif isinstance(default, float):
         fine = isinstance(value, number) and not isinstance(value, bool)
     elif default is None:

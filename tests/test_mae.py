@@ -87,6 +87,33 @@ def test_encoder_state_is_exactly_timms():
     assert {k: v.shape for k, v in method.encoder.state_dict().items()} == {k: v.shape for k, v in theirs.state_dict().items()}
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_base_patch16_clip_224.openai",  # a norm before the blocks
+        "deit3_small_patch16_224",  # layer scale, no position for CLS
+        "vit_small_patch14_reg4_dinov2",  # registers, patches of 14
+        "vit_base_patch16_siglip_224",  # no CLS, attention pooling
+        "vit_relpos_small_patch16_224",  # relative positions: refused
+    ],
+)
+def test_any_timm_vision_transformer_is_an_encoder_or_is_refused_in_a_sentence(name):
+    words = ["data.image_size=28", "encoder.patch_size=14", "encoder.embed_dim=32", "encoder.depth=2", "encoder.num_heads=2"]
+    words += ["data.channels=3", "data.mean=[0,0,0]", "data.std=[1,1,1]", f"encoder.name={name}"]
+    if "relpos" in name:
+        with pytest.raises(ConfigError, match="choose a vit"):
+            mae.create(words)
+        return
+    method = mae.create(words)
+    images, keys = inputs(size=(28, 28))
+    assert torch.isfinite(method(images, keys=keys).loss)
+    patches, ids = vit.patchify(images, (14, 14)), torch.arange(4).expand(4, -1)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            vit.encode_patches(method.encoder, patches, ids), method.encoder.forward_features(images), rtol=1e-4, atol=1e-4
+        )
+
+
 def test_class_token_pooling_needs_one():
     with pytest.raises(ConfigError, match="pool=mean"):
         small("encoder.class_token=false").encode(inputs()[0], pool="cls")

@@ -11,8 +11,11 @@ from mae.errors import ConfigError, NonFiniteLoss, Preempted
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 75
 
 
-def enter(story: Callable[[list[str]], None], usage: str, words: Sequence[str] | None = None) -> int:
-    """Runs a command's story over its words and turns its errors into a sentence on stderr and an exit code."""
+def enter(story: Callable[[list[str]], None], usage: str, words: Sequence[str] | None, *, protocol: str | None = None) -> int:
+    """Runs a command's story over its words (those of the process where None) and turns its errors into a sentence and an exit code.
+
+    `protocol` is the file whose keys `--help` shows where the words name none.
+    """
     words = list(sys.argv[1:] if words is None else words)
     first = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(format="%(message)s", level=logging.INFO if first else logging.ERROR, stream=sys.stderr)
@@ -21,7 +24,7 @@ def enter(story: Callable[[list[str]], None], usage: str, words: Sequence[str] |
     if any(w in ("-h", "--help") for w in words):
         from mae.commands.help import page
 
-        print(page(usage, [w for w in words if not w.startswith("-")]))
+        print(page(usage, [w for w in words if not w.startswith("-")], protocol))
         return DONE
     try:
         story(words)

@@ -17,7 +17,7 @@ configs/evaluation/finetune_official_repo.yaml is the official repository's vari
 
 def main(words: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return door.enter(lambda words: story(words, "finetune", "finetune_paper"), USAGE, words)
+    return door.enter(lambda words: story(words, "finetune", "finetune_paper"), USAGE, words, protocol="finetune_paper")
 
 
 def story(words: list[str], kind: str, default: str) -> None:

@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from mae import config
 
 
-def page(usage: str, words: Sequence[str]) -> str:
-    """Usage, then all keys; the method and protocol are those that the words choose."""
+def page(usage: str, words: Sequence[str], protocol: str | None) -> str:
+    """Usage, then all keys; the method and protocol are those that the words choose, `protocol` before them."""
     files = [w for w in words if "=" in w or w.endswith(".yaml")]
-    chosen = config.load(files)
+    chosen = config.load([f"configs/evaluation/{protocol}.yaml", *files] if protocol else files)
     lines = [usage.strip(), "", "Words: files (.yaml) and overrides (section.key=value), merged left to right. Keys and defaults:"]
     for section in config.SECTIONS:
         name = getattr(chosen, section).get("name") if section in config.FREE else None

@@ -16,7 +16,7 @@ once over features extracted once. linear_probe_paper runs the encoder on augmen
 
 def main(words: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return door.enter(_story, USAGE, words)
+    return door.enter(_story, USAGE, words, protocol="linear_probe_quick")
 
 
 def _story(words: list[str]) -> None:

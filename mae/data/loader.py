@@ -9,7 +9,8 @@ import logging
 import multiprocessing
 import time
 import weakref
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -141,33 +142,50 @@ def _on_device(samples: Iterable[Samples], accumulate: int, device: torch.device
 
 
 def _stream(items: Dataset, indices: Iterable[int], config: Config, device: torch.device) -> Iterator[Samples]:
-    """Reads the items in order, in data.workers processes."""
-    stream = _worker_stream(items, indices, config, device)
-    closed = weakref.ref(stream)
-    atexit.register(lambda: (alive := closed()) and alive.close())  # workers that outlive the interpreter's exit would hang it
-    return stream
+    """Reads the items in order, in data.workers processes or in this one."""
+    if config.data.workers:
+        stream = _from_workers(items, indices, config.data.workers, pin_memory=device.type == "cuda")
+    else:
+        stream = (items[index] for index in indices)
+    with closing(stream):  # now, not when the traceback is forgotten
+        for item in stream:
+            if isinstance(item, ConfigError):
+                raise item
+            yield item
 
 
-def _worker_stream(items: Dataset, indices: Iterable[int], config: Config, device: torch.device) -> Iterator[Samples]:
-    workers = config.data.workers
+def _from_workers(items: Dataset, indices: Iterable[int], workers: int, *, pin_memory: bool) -> Generator[Samples | ConfigError, None, None]:
     loader = DataLoader(
         items,
         batch_size=None,
         sampler=indices,
         num_workers=workers,
         collate_fn=_unchanged,
-        pin_memory=device.type == "cuda",
-        timeout=PATIENCE_SECONDS if workers else 0,
-        multiprocessing_context=_context() if workers else None,
-        worker_init_fn=leave_signals_to_the_main_process if workers else None,
+        pin_memory=pin_memory,
+        timeout=PATIENCE_SECONDS,
+        multiprocessing_context=_context(),
+        worker_init_fn=leave_signals_to_the_main_process,
         generator=torch.Generator(),  # the global one belongs to the model
     )
     iterator = iter(loader)
-    for _ in indices:
-        item = _next(iterator)
-        if isinstance(item, ConfigError):
-            raise item
-        yield item
+    _open_iterators.add(iterator)
+    try:
+        for _ in indices:
+            yield _next(iterator)
+    finally:
+        _close(iterator)
+
+
+def _close(iterator: Any) -> None:
+    """Ends the workers, which deaf as they are to signals would otherwise keep the interpreter from exiting."""
+    iterator._shutdown_workers()
+    for worker in iterator._workers:
+        if worker.is_alive():  # stuck in a read
+            worker.kill()
+
+
+_open_iterators: weakref.WeakSet[Any] = weakref.WeakSet()
+atexit.register(lambda: [_close(iterator) for iterator in list(_open_iterators)])  # before multiprocessing's own, which waits for ever
 
 
 def _next(iterator: Iterator[Any]) -> Any:

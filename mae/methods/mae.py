@@ -34,8 +34,9 @@ class Reconstruction(NamedTuple):
 class MAE(Autoencoder):
     """A masked autoencoder around any timm VisionTransformer.
 
-    `auto` sizes the decoder: the paper's 8 blocks of 512 for encoders at least 768 wide; for smaller ones a quarter of the
-    encoder's depth at its width. Raises ConfigError for a mask ratio that hides none or all of the patches.
+    `auto` normalises targets of patches of at least 16 pixels (fewer leave little but noise). It sizes the decoder as the paper's
+    8 blocks of 512 for encoders at least 768 wide; for smaller ones it is a quarter of the encoder's depth at its width. Raises
+    ConfigError for a mask ratio that hides none or all of the patches.
     """
 
     def __init__(
@@ -44,7 +45,7 @@ class MAE(Autoencoder):
         *,
         mask_ratio: float = 0.75,
         masking: str = "random",
-        norm_pix: bool = True,
+        norm_pix: bool | str = "auto",
         decoder_depth: int | str = "auto",
         decoder_width: int | str = "auto",
         decoder_heads: int | str = "auto",
@@ -54,7 +55,7 @@ class MAE(Autoencoder):
         self.grid = encoder.patch_embed.grid_size
         self.mask_ratio = mask_ratio
         self.scheme = _scheme(masking)
-        self.norm_pix = norm_pix
+        self.norm_pix = self.patch[0] * self.patch[1] >= 16 if norm_pix == "auto" else bool(norm_pix)
         self.hidden_count = hidden_count(encoder.patch_embed.num_patches, mask_ratio)
 
         large = encoder.embed_dim >= 768

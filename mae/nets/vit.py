@@ -34,8 +34,8 @@ def create_encoder(
             img_size=image_size,
             in_chans=channels,
             num_classes=0,
-            # 'avg' would swap the final norm for a fresh fc_norm: the encoder keeps its norm, pooling is ours
-            global_pool="token" if overrides.get("class_token", True) else "avg",
+            # the mean over patches, without swapping the encoder's norm for a fresh fc_norm: what mae reports is what timm then gives
+            global_pool="avg",
             fc_norm=False,
             **overrides,
         )
