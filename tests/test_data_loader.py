@@ -2,6 +2,9 @@
 
 import dataclasses
 import logging
+import os
+import signal
+import time
 from itertools import islice
 
 import numpy as np
@@ -11,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mae import config
-from mae.data import crops
+from mae.data import crops, loader
 from mae.data.decode import DamagedImage
 from mae.data.loader import evaluation_batches, normalise, train_batches
 from mae.data.order import global_batch
@@ -219,3 +222,21 @@ def test_nothing_draws_from_the_global_generator():
     before = torch.get_rng_state()
     batches(Pictures(9), configured())
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def _die(image, key):
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _stall(image, key):
+    time.sleep(60)
+
+
+@pytest.mark.parametrize(
+    ("transform", "message"), [(_die, "reads images died"), pytest.param(_stall, "does not answer", marks=pytest.mark.slow)]
+)
+def test_a_dead_or_stuck_worker_is_told_and_not_waited_for(transform, message, monkeypatch):
+    monkeypatch.setattr(loader, "PATIENCE_SECONDS", 2)
+    monkeypatch.setattr(loader, "STALLED_SECONDS", 1)
+    with pytest.raises(RuntimeError, match=message):
+        batches(Pictures(9), configured("data.workers=1"), transform=transform)

@@ -24,7 +24,7 @@ from mae.data.batch import Batch, Samples, micro_batches, normalise
 from mae.data.cached import Cache
 from mae.data.resample import crop_one
 from mae.data.sources import Source
-from mae.data.worker import leave_signals_to_the_main_process
+from mae.data.worker import serve
 from mae.errors import ConfigError
 from mae.nets.keyed import hash_integers
 
@@ -154,7 +154,9 @@ def _stream(items: Dataset, indices: Iterable[int], config: Config, device: torc
             yield item
 
 
-def _from_workers(items: Dataset, indices: Iterable[int], workers: int, *, pin_memory: bool) -> Generator[Samples | ConfigError, None, None]:
+def _from_workers(
+    items: Dataset, indices: Iterable[int], workers: int, *, pin_memory: bool
+) -> Generator[Samples | ConfigError, None, None]:
     loader = DataLoader(
         items,
         batch_size=None,
@@ -164,7 +166,7 @@ def _from_workers(items: Dataset, indices: Iterable[int], workers: int, *, pin_m
         pin_memory=pin_memory,
         timeout=PATIENCE_SECONDS,
         multiprocessing_context=_context(),
-        worker_init_fn=leave_signals_to_the_main_process,
+        worker_init_fn=serve,
         generator=torch.Generator(),  # the global one belongs to the model
     )
     iterator = iter(loader)
@@ -196,9 +198,7 @@ def _next(iterator: Iterator[Any]) -> Any:
             return next(iterator)
         except RuntimeError as error:
             if "exited unexpectedly" in str(error) or "killed by signal" in str(error):
-                raise RuntimeError(
-                    f"a process that reads images died: is /dev/shm full? Lower data.workers or the batch ({error})"
-                ) from error
+                raise RuntimeError(f"a process that reads images died; where /dev/shm is full, lower data.workers ({error})") from error
             if "timed out" not in str(error):
                 raise
             waited = time.monotonic() - start
