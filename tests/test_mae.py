@@ -41,6 +41,21 @@ def test_loss_is_of_hidden_patches_alone_and_of_each_sample_by_its_own_key():
     torch.testing.assert_close(whole, expected, rtol=1e-5, atol=1e-6)
 
 
+def test_predicting_a_share_decodes_random_hidden_patches_and_no_visible_one():
+    method = small("method.predict_share=0.25", "method.masking=grid").eval()
+    _, keys = inputs(count=400)
+    split = method.split(keys)
+    some = method._some(split.hidden, keys)
+    assert some.shape == (400, 3)
+    assert (some[:, :, None] == split.hidden[:, None, :]).any(2).all()
+    share = torch.zeros(400, 16).scatter(1, some, 1).mean(0)
+    assert (share - 3 / 16).abs().max() < 5 * (3 / 16 * 13 / 16 / 400) ** 0.5
+    images, keys = inputs()
+    assert torch.isfinite(method(images, keys=keys).loss)
+    with pytest.raises(ConfigError, match="at most 1"):
+        small("method.predict_share=1.5")
+
+
 def test_reconstruction_keeps_the_visible_pixels_and_leaks_nothing_of_the_hidden_ones():
     method = small().eval()
     images, keys = inputs()

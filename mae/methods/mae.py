@@ -4,7 +4,9 @@ Most patches are hidden; a ViT encodes the visible ones, a light decoder predict
 
     loss = mean over hidden patches of mean over pixels of (prediction - target)^2
 
-The target is the patch itself or, with norm_pix, the patch minus its mean over its standard deviation (unbiased).
+The target is the patch itself or, with norm_pix, the patch minus its mean over its standard deviation (unbiased). With
+predict_share below 1 only that share of the hidden patches is decoded and predicted (as in CrossMAE, arXiv:2401.14391, whose decoder
+differs): the decoder's cost falls with it.
 """
 
 from functools import partial
@@ -16,7 +18,7 @@ from torch import Tensor, nn
 
 from mae.errors import ConfigError
 from mae.methods.base import Autoencoder, Output
-from mae.nets import vit
+from mae.nets import keyed, vit
 from mae.nets.masking import SCHEMES, Split, split_patches
 from mae.nets.positions import sincos_table
 from mae.nets.sizes import hidden_count
@@ -46,6 +48,7 @@ class MAE(Autoencoder):
         mask_ratio: float = 0.75,
         masking: str = "random",
         norm_pix: bool | str = "auto",
+        predict_share: float = 1.0,
         decoder_depth: int | str = "auto",
         decoder_width: int | str = "auto",
         decoder_heads: int | str = "auto",
@@ -57,6 +60,9 @@ class MAE(Autoencoder):
         self.scheme = _scheme(masking)
         self.norm_pix = self.patch[0] * self.patch[1] >= 16 if norm_pix == "auto" else bool(norm_pix)
         self.hidden_count = hidden_count(encoder.patch_embed.num_patches, mask_ratio)
+        if not 0 < predict_share <= 1:
+            raise ConfigError(f"method.predict_share {predict_share} must be above 0 and at most 1: 1 predicts every hidden patch")
+        self.predicted_count = max(round(predict_share * self.hidden_count), 1)
 
         large = encoder.embed_dim >= 768
         depth = (8 if large else max(1, len(encoder.blocks) // 4)) if decoder_depth == "auto" else int(decoder_depth)
@@ -79,10 +85,12 @@ class MAE(Autoencoder):
     def forward(self, images: Tensor, *, keys: Tensor | None = None, noise: Tensor | None = None) -> Output:
         """The loss on hidden patches. `noise` (B, N), where given, fixes the mask instead of the keys: the lowest stay visible."""
         patches = vit.patchify(images, self.patch)  # (B, N, p * q * C)
-        split = self.split(keys, noise)
-        tokens = self._decode(patches, split)
-        prediction = _float(self.decoder_pred(tokens[:, -self.hidden_count :]))  # (B, H, p * q * C)
-        target = self.target(vit.take(patches, split.hidden))
+        visible, hidden = self.split(keys, noise)
+        if self.predicted_count < self.hidden_count:
+            hidden = self._some(hidden, keys)
+        encoded = vit.encode_patches(self.encoder, patches, visible)
+        prediction = _float(self.decoder_pred(self._decode(encoded, visible, hidden)[1]))  # (B, H, p * q * C)
+        target = self.target(vit.take(patches, hidden))
         loss = (prediction - target).square().mean()
         return Output(loss, {})
 
@@ -91,6 +99,13 @@ class MAE(Autoencoder):
         if noise is None:
             noise = self.scheme(keys, self.grid, self.mask_ratio)
         return split_patches(noise, self.hidden_count)
+
+    def _some(self, hidden: Tensor, keys: Tensor | None) -> Tensor:
+        """The hidden patches (B, H) that are decoded and predicted in training: a random share, drawn by the keys."""
+        if keys is None:  # the mask was given: its order decides
+            return hidden[:, : self.predicted_count]
+        order = keyed.uniform(keys, hidden.shape[1], "draw").argsort(dim=1, stable=True)
+        return hidden.gather(1, order[:, : self.predicted_count])
 
     def target(self, patches: Tensor) -> Tensor:
         """What the decoder shall predict for patches (..., p * q * C): at least float32, normalised per patch with norm_pix."""
@@ -103,12 +118,15 @@ class MAE(Autoencoder):
     def predict(self, images: Tensor, *, keys: Tensor | None = None, noise: Tensor | None = None) -> Reconstruction:
         """The decoder's prediction for every patch and which ones were hidden (a visible patch's prediction is untrained)."""
         patches = vit.patchify(images, self.patch)
-        split = self.split(keys, noise)
-        tokens = self._decode(patches, split)[:, self.encoder.num_prefix_tokens :]
-        order = torch.cat(split, dim=1)
+        visible, hidden = self.split(keys, noise)
+        encoded = vit.encode_patches(self.encoder, patches, visible)
+        # as many at a time as in training: a decoder does worse with more mask tokens than it has ever seen
+        parts = [self._decode(encoded, visible, some) for some in hidden.split(self.predicted_count, dim=1)]
+        tokens = torch.cat([parts[0][0], *(part[1] for part in parts)], dim=1)
+        order = torch.cat([visible, hidden], dim=1)
         tokens = torch.zeros_like(tokens).scatter(1, order[..., None].expand_as(tokens), tokens)
-        hidden = torch.zeros_like(order, dtype=torch.bool).scatter(1, split.hidden, True)
-        return Reconstruction(self.decoder_pred(tokens), hidden)
+        mask = torch.zeros_like(order, dtype=torch.bool).scatter(1, hidden, True)
+        return Reconstruction(self.decoder_pred(tokens), mask)
 
     def reconstruct(self, images: Tensor, *, keys: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
         """Images (B, C, H, W) with the hidden patches replaced by their reconstruction.
@@ -131,24 +149,24 @@ class MAE(Autoencoder):
         hidden = self.split(keys, noise).hidden[..., None].expand(-1, -1, patches.shape[2])
         return vit.unpatchify(patches.scatter(1, hidden, torch.nan), self.grid, self.patch)
 
-    def _decode(self, patches: Tensor, split: Split) -> Tensor:
-        """(B, P + V + H, width) after the decoder's norm: prefix, visible, hidden tokens.
+    def _decode(self, encoded: Tensor, visible: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """The decoder's tokens, normalised, of the visible (B, V, width) and of the hidden patches (B, H, width).
 
-        Attention does not see the order of its tokens, so they stay sorted by visibility: nothing is put back in place, and
-        the hidden ones are the last slice.
+        Attention does not see the order of its tokens, so they stay sorted by visibility: nothing is put back in place.
         """
-        tokens = self.decoder_embed(vit.encode_patches(self.encoder, patches, split.visible))
+        tokens = self.decoder_embed(encoded)
         prefix = self.encoder.num_prefix_tokens
         positions = self.decoder_positions
         x = torch.cat(
             [
                 tokens[:, :prefix],
-                tokens[:, prefix:] + vit.take(positions, split.visible),
-                self.mask_token + vit.take(positions, split.hidden),
+                tokens[:, prefix:] + vit.take(positions, visible),
+                self.mask_token + vit.take(positions, hidden),
             ],
             dim=1,
         )
-        return self.decoder_norm(self.decoder_blocks(x))
+        x = self.decoder_norm(self.decoder_blocks(x))
+        return x[:, prefix : prefix + visible.shape[1]], x[:, prefix + visible.shape[1] :]
 
     def _visible_mean(self, patches: Tensor, hidden: Tensor) -> Tensor:
         """(B, N, 1): the means of the visible patches, weighted by closeness to each patch."""

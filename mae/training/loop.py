@@ -71,11 +71,10 @@ def fit(
         optimizer.found_inf = spoilt  # type: ignore[attr-defined]
     pace = _Pace()
 
-    while plan.done(progress.step, distributed.from_first(progress.seconds, ranks) if plan.seconds else 0) < 1:
+    while (done := plan.done(progress.step, distributed.from_first(progress.seconds, ranks) if plan.seconds else 0)) < 1:
         began = time.perf_counter()
         micro_batches = next(batches)
         waited = time.perf_counter() - began
-        done = plan.done(progress.step, distributed.from_first(progress.seconds, ranks) if plan.seconds else 0)
         lr = plan.learning_rate(done)
         optim.set_learning_rate(optimizer, lr)
 
@@ -113,11 +112,13 @@ def fit(
             hooks.log(row)
         if train.evaluate_every and progress.step % train.evaluate_every == 0:
             hooks.evaluate(progress.step)
+        resumed = time.perf_counter()
         stop = distributed.any_rank(hooks.stop(), ranks)
         if stop or progress.step % train.checkpoint_every == 0:
             if distributed.any_rank(bool(spoilt), ranks):
                 raise NonFiniteLoss(_non_finite(progress.step - 1, lr))
             hooks.save(progress)
+        progress.seconds += time.perf_counter() - resumed  # saving is part of a wall-clock budget, evaluation is not
         if stop:
             raise Preempted(f"stopped by a signal after step {progress.step}, saved: run the same command to go on")
 
