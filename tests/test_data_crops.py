@@ -74,10 +74,13 @@ def test_half_of_the_samples_are_mirrored():
     assert abs(crops.flips(KEYS).mean() - 0.5) < 0.04
 
 
-@pytest.mark.parametrize(("channels", "size"), [(3, (32, 32)), (1, (24, 40)), (3, (96, 48))])
-def test_both_ways_of_cropping_give_pillows_pixels(channels, size):
-    image = picture(70, 90, channels)
-    boxes = crops.boxes(KEYS[:64], np.full(64, 70), np.full(64, 90), scale=(0.05, 1.0))
+@pytest.mark.parametrize(
+    ("source", "channels", "size"),
+    [((32, 32), 3, (32, 32)), ((28, 40), 1, (24, 40)), ((70, 90), 1, (24, 40)), ((70, 90), 3, (96, 48))],
+)
+def test_both_ways_of_cropping_give_pillows_pixels(source, channels, size):
+    image = picture(*source, channels)
+    boxes = crops.boxes(KEYS[:64], np.full(64, source[0]), np.full(64, source[1]), scale=(0.05, 1.0))
     expected = np.stack([by_pillow(image, box, size) for box in boxes]).astype(int)
     images = torch.from_numpy(image.transpose(2, 0, 1).copy()).expand(64, -1, -1, -1)
     batched = crop_batch(images, boxes, None, size).numpy()

@@ -233,10 +233,11 @@ def _stall(image, key):
 
 
 @pytest.mark.parametrize(
-    ("transform", "message"), [(_die, "reads images died"), pytest.param(_stall, "does not answer", marks=pytest.mark.slow)]
+    ("transform", "stalled", "message"),
+    [(_die, 60, "reads images died"), pytest.param(_stall, 1, "does not answer", marks=pytest.mark.slow)],
 )
-def test_a_dead_or_stuck_worker_is_told_and_not_waited_for(transform, message, monkeypatch):
+def test_a_dead_or_stuck_worker_is_told_and_not_waited_for(transform, stalled, message, monkeypatch):
     monkeypatch.setattr(loader, "PATIENCE_SECONDS", 2)
-    monkeypatch.setattr(loader, "STALLED_SECONDS", 1)
+    monkeypatch.setattr(loader, "STALLED_SECONDS", stalled)
     with pytest.raises(RuntimeError, match=message):
         batches(Pictures(9), configured("data.workers=1"), transform=transform)

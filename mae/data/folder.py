@@ -71,7 +71,10 @@ def open_folder(data: Data) -> Opened:
 
 
 def find_images(root: Path) -> list[str]:
-    """Relative paths, with /, of all image files under root, sorted. Links are followed once; hidden names are passed over."""
+    """Relative paths, with /, of all image files under root, sorted; links are followed once, hidden names passed over.
+
+    Raises ConfigError for a folder that cannot be listed.
+    """
     found: list[str] = []
     seen: set[tuple[int, int]] = set()
 
@@ -82,14 +85,17 @@ def find_images(root: Path) -> list[str]:
         seen.add((status.st_dev, status.st_ino))
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.name.startswith("."):
+                if entry.name.startswith(".") or entry.name == "lost+found":
                     continue
                 if entry.is_dir():
                     visit(entry.path, f"{prefix}{entry.name}/")
                 elif entry.name.lower().endswith(EXTENSIONS):
                     found.append(prefix + entry.name)
 
-    visit(str(root), "")
+    try:
+        visit(str(root), "")
+    except OSError as error:
+        raise ConfigError(f"{error.filename} cannot be listed ({error.strerror}): make it readable or move it out of data.path") from error
     return sorted(found)
 
 

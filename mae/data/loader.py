@@ -92,7 +92,8 @@ def train_batches(
     """Endless: item i is the rank's `accumulate` micro-batches of global batch first_step + i, on the device.
 
     Images are randomly cropped and mirrored as data.crop_scale and data.flip say, (b, C, H, W) uint8; or whatever
-    `transform(image (H, W, C) uint8, key)` makes of them, which then reads images one by one even where data.cache is set.
+    `transform(image (H, W, C) uint8, key)` makes of them (with data.workers it must be picklable); images are then read one by
+    one even where data.cache is set.
     A damaged image is replaced by another one (with that one's label), logged once by name and counted; ids and keys stay.
     Raises ConfigError for a batch that cannot be divided, data that do not fit data.cache, and too much damage.
     """

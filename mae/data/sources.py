@@ -6,6 +6,7 @@ habit of choosing on a part of train); the test images are touched once.
 
 import hashlib
 from collections.abc import Callable
+from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -52,11 +53,11 @@ class Subset:
     def classes(self) -> tuple[str, ...] | None:
         return self.source.classes
 
-    @property
+    @cached_property
     def labels(self) -> np.ndarray | None:
         return None if self.source.labels is None else self.source.labels[self.positions]
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         return fingerprint(self.source.fingerprint, self.positions)
 

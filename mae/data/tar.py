@@ -32,7 +32,10 @@ def members(path: Path) -> Iterator[Member]:
     Raises ConfigError, naming archive and offset, where it is cut short or damaged or holds links, devices or names that
     lead out of a folder.
     """
-    fd = os.open(path, os.O_RDONLY)
+    try:
+        fd = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be opened ({error.strerror}): make it readable or move it out of data.path") from error
     try:
         yield from _walk(fd, path)
     finally:
