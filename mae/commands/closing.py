@@ -18,7 +18,9 @@ from mae.evaluation import reconstruction, results
 from mae.interop import timm_folder
 from mae.methods.base import Autoencoder
 from mae.methods.build import build
+from mae.nets.vit import choose_attention
 from mae.reporting import figures, table
+from mae.training import precision
 from mae.training.run import RunFolder
 from mae.training.tracking import Tracker
 
@@ -48,7 +50,8 @@ def close(
             run_dir=folder.path,
             device=device,
             controls=config.evaluate.controls,
-            untrained=lambda: untrained(config),
+            untrained=lambda: untrained(config, device),
+            precision=precision.choose(config.train.precision, device),
         )
         results.add_entries(folder.results, entries)
         tracker.results(entries)
@@ -57,11 +60,13 @@ def close(
     print(f"\n{folder.path}: results.json, metrics.jsonl, encoder/ (timm)" + (f", {picture}" if picture.exists() else ""))
 
 
-def untrained(config: Config) -> Autoencoder:
+def untrained(config: Config, device: torch.device) -> Autoencoder:
     """The same method with fresh weights of seed 0: the control that tells what training added."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return build(config)
+        method = build(config)
+    choose_attention(method, device)
+    return method
 
 
 @torch.no_grad()

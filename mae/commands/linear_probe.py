@@ -30,22 +30,26 @@ def _story(words: list[str]) -> None:
     import mae
     from mae.commands import closing
     from mae.evaluation import results
+    from mae.nets.vit import choose_attention
     from mae.reporting import table
-    from mae.training import distributed
+    from mae.training import distributed, precision
     from mae.training.tracking import Tracker
 
     with distributed.start(cfg.train.device) as ranks:
         if not ranks.first:
             return
+        method = mae.load(folder.path).to(ranks.device)
+        choose_attention(method, ranks.device)
         entries = results.run_protocols(
-            mae.load(folder.path).to(ranks.device),
+            method,
             cfg,
             splits,
             [cfg.protocol],
             run_dir=folder.path,
             device=ranks.device,
             controls=cfg.evaluate.controls,
-            untrained=lambda: closing.untrained(cfg),
+            untrained=lambda: closing.untrained(cfg, ranks.device),
+            precision=precision.choose(cfg.train.precision, ranks.device),
         )
         results.add_entries(folder.results, entries)
         tracker = Tracker(cfg, folder.path, "linear_probe", name=folder.path.name, derived={})
