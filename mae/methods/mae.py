@@ -37,7 +37,7 @@ class MAE(Autoencoder):
     """A masked autoencoder around any timm VisionTransformer.
 
     `auto` normalises targets of patches of at least 16 pixels (fewer leave little but noise). It sizes the decoder as the paper's
-    8 blocks of 512 for encoders at least 768 wide; for smaller ones it is a quarter of the encoder's depth at its width. Raises
+    8 blocks of 512 for encoders at least 768 wide; for smaller ones it has a quarter of the encoder's blocks at half its width. Raises
     ConfigError for a mask ratio that hides none or all of the patches.
     """
 
@@ -66,7 +66,7 @@ class MAE(Autoencoder):
 
         large = encoder.embed_dim >= 768
         depth = (8 if large else max(1, len(encoder.blocks) // 4)) if decoder_depth == "auto" else int(decoder_depth)
-        width = (512 if large else encoder.embed_dim) if decoder_width == "auto" else int(decoder_width)
+        width = (512 if large else encoder.embed_dim // 2) if decoder_width == "auto" else int(decoder_width)
         heads = max(1, width // 32) if decoder_heads == "auto" else int(decoder_heads)
         if width % heads:
             nearest = max(width // heads, 1) * heads
