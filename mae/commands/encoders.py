@@ -22,6 +22,8 @@ def configure(words: list[str], *, kind: str, default: str) -> tuple[Config, Run
     folder = _run(Path(arguments[0]))
     trained_with = folder.config() or {}
     base = {section: trained_with[section] for section in ("data", "encoder", "method", "track")}
+    # seed, number format and device are the run's; a protocol on extracted features trains nothing, others bring their own length
+    base["train"] = {"steps": 1, **{key: trained_with["train"][key] for key in ("seed", "precision", "device")}}
     files = [w for w in words if "=" not in w]
     if not any("evaluation" in config.find_file(w).parts for w in files):
         words = [f"configs/evaluation/{default}.yaml", *words]
