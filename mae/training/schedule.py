@@ -47,13 +47,13 @@ def plan(config: Config, images: int) -> Plan:
         raise ConfigError("optim.warmup_epochs counts epochs, but train.minutes does not say how many there will be: leave it at auto")
     else:
         warmup = optim.warmup_epochs * steps_per_epoch / steps
-        if warmup > 1:
+        if warmup > 1 + 1e-9:  # a warm-up as long as the run is fine, whatever the rounding
             run = f"{steps / steps_per_epoch:.3g} epochs"
             raise ConfigError(f"optim.warmup_epochs {optim.warmup_epochs} is longer than the run of {run}: shorten it or leave it at auto")
     return Plan(
         peak_lr=optim.base_lr * train.batch_size / 256,
         min_lr=optim.min_lr,
-        warmup=warmup,
+        warmup=min(warmup, 1.0),
         steps=steps,
         seconds=None if train.minutes is None else 60 * train.minutes,
         batch_size=train.batch_size,
