@@ -1,5 +1,6 @@
 """What every command has in common: help, one-sentence errors, exit codes."""
 
+import contextlib
 import logging
 import os
 import sys
@@ -24,7 +25,8 @@ def enter(story: Callable[[list[str]], None], usage: str, words: Sequence[str] |
     if any(w in ("-h", "--help") for w in words):
         from mae.commands.help import page
 
-        print(page(usage, [w for w in words if not w.startswith("-")], protocol))
+        with contextlib.suppress(BrokenPipeError):  # `--help | head`
+            print(page(usage, [w for w in words if not w.startswith("-")], protocol), flush=True)
         return DONE
     try:
         story(words)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from mae import config
+from mae.keys import FREE, SECTIONS
 
 
 def page(usage: str, words: Sequence[str], protocol: str | None) -> str:
@@ -10,9 +11,9 @@ def page(usage: str, words: Sequence[str], protocol: str | None) -> str:
     files = [w for w in words if "=" in w or w.endswith(".yaml")]
     chosen = config.load([f"configs/evaluation/{protocol}.yaml", *files] if protocol else files)
     lines = [usage.strip(), "", "Words: files (.yaml) and overrides (section.key=value), merged left to right. Keys and defaults:"]
-    for section in config.SECTIONS:
-        name = getattr(chosen, section).get("name") if section in config.FREE else None
-        if section in config.FREE and name is None:
+    for section in SECTIONS:
+        name = getattr(chosen, section).get("name") if section in FREE else None
+        if section in FREE and name is None:
             continue
         values = getattr(chosen, section)
         lines.append(f"\n{section}" + (f" ({name})" if name else ""))

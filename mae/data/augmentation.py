@@ -13,13 +13,13 @@ from PIL import Image
 from timm.data import create_transform
 from torch import Tensor
 
-from mae import config
+from mae.keys import Data
 
 
 class KeyedTransform:
     """Callable (image (H, W, C) uint8, key) -> normalised float32 (C, H, W). Picklable, for worker processes."""
 
-    def __init__(self, data: config.Data, size: tuple[int, int], *, auto_augment: str | None = None, erase: float = 0.0) -> None:
+    def __init__(self, data: Data, size: tuple[int, int], *, auto_augment: str | None = None, erase: float = 0.0) -> None:
         self.transform: Callable[[Image.Image], Tensor] = create_transform(
             input_size=(data.channels, *size),
             is_training=True,

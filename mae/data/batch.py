@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mae.config import Data
 from mae.data.decode import DamagedImage
+from mae.keys import Data
 
 
 class Batch(NamedTuple):

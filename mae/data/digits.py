@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from mae.config import Data
 from mae.data.sources import Opened, Subset, fingerprint, position_hashes, share_of
 from mae.errors import ConfigError
+from mae.keys import Data
 
 
 class Digits:

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mae.config import Data
 from mae.data.decode import EXTENSIONS, DamagedImage, decode
 from mae.data.sources import Opened, Subset, fingerprint, name_hashes, path_of, share_of
 from mae.errors import ConfigError
+from mae.keys import Data
 
 HELD_OUT = ("test", "val", "validation")  # in this order: the first that fits is the test split
 TEST_SHARE = 0.2  # where there is none

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from mae.config import Data
 from mae.data import tar
 from mae.data.decode import DamagedImage, decode
 from mae.data.sources import Opened, Subset, fingerprint, name_hashes, path_of, share_of
 from mae.errors import ConfigError
+from mae.keys import Data
 
 IMAGES = ("jpg", "jpeg", "png", "webp")
 SPLIT_WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}

@@ -12,9 +12,9 @@ from typing import NamedTuple, Protocol
 
 import numpy as np
 
-from mae.config import Data
 from mae.data.decode import DamagedImage
 from mae.errors import ConfigError
+from mae.keys import Data
 
 
 class Source(Protocol):

@@ -5,10 +5,10 @@ from pathlib import Path
 import timm.models
 from timm.models.vision_transformer import VisionTransformer
 
-from mae import config
+from mae.keys import Data
 
 
-def save(encoder: VisionTransformer, folder: Path, *, data: config.Data, tag: str) -> None:
+def save(encoder: VisionTransformer, folder: Path, *, data: Data, tag: str) -> None:
     """Writes the encoder so that `timm.create_model("local-dir:FOLDER", pretrained=True)` reproduces it.
 
     Mean, standard deviation and input size are those it was trained with; `tag` names the training.

@@ -5,11 +5,11 @@ from timm.optim import Muon, param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
-from mae import config
+from mae.keys import Optim
 from mae.training.lars import LARS
 
 
-def create(module: nn.Module, optim: config.Optim) -> Optimizer:
+def create(module: nn.Module, optim: Optim) -> Optimizer:
     """The optimizer over the module's trainable parameters, its rate still to be set by the loop.
 
     Vectors (biases, norms) are not decayed, nor what the module's no_weight_decay() names. With layer_decay a group's rate is
