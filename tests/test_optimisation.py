@@ -1,4 +1,4 @@
-"""Schedule, parameter groups and LARS equal what the MAE paper describes; a checkpoint gives back what it was given."""
+"""Schedule, parameter groups and LARS equal what the MAE paper describes, Muon equals timm's; a checkpoint gives back what it was given."""
 
 import math
 
@@ -6,11 +6,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from timm.optim.muon import zeropower_via_newtonschulz
 from torch import nn
 
 import mae
 from mae import config
-from mae.training import checkpoint, optim, schedule
+from mae.training import checkpoint, muon, optim, schedule
 from mae.training.lars import LARS
 
 
@@ -88,6 +89,35 @@ def test_lars_takes_the_papers_step():
             torch.testing.assert_close(before[1] - bias, torch.tensor([0.5]))
             first = velocity
     torch.testing.assert_close(before[0] - weight, torch.tensor([[0.0, 2.0]]) * (velocity + 0.5 * first))
+
+
+@pytest.mark.parametrize("shape", [(64, 192), (192, 64), (48, 48)])
+def test_muon_moves_matrices_as_timms_and_vectors_as_adamw(shape):
+    torch.manual_seed(0)
+    weight, bias = nn.Parameter(torch.randn(shape)), nn.Parameter(torch.randn(7))
+    theirs = [p.detach().clone().requires_grad_() for p in (weight, bias)]
+    groups = [{"params": [weight], "matrix": True, "weight_decay": 0.1}, {"params": [bias], "matrix": False}]
+    ours = muon.Muon(groups, lr=0.03, momentum=0.9, betas=(0.9, 0.95))
+    scale = 0.2 * max(shape) ** 0.5
+    momentum, reference = torch.zeros(shape), torch.optim.AdamW([theirs[1]], lr=0.03, betas=(0.9, 0.95), weight_decay=0)
+    for _ in range(3):
+        weight.grad, bias.grad = torch.randn(shape), torch.randn(7)
+        theirs[1].grad = bias.grad.clone()
+        momentum = momentum.lerp(weight.grad, 0.1)
+        coefficients = [(3.4445, -4.7750, 2.0315)]
+        update = zeropower_via_newtonschulz(weight.grad.lerp(momentum, 0.9), 5, coefficients, dtype=torch.float32)
+        theirs[0].data.mul_(1 - 0.03 * 0.1).sub_(0.03 * scale * update)
+        ours.step()
+        reference.step()
+    torch.testing.assert_close(weight, theirs[0], rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(bias, theirs[1], rtol=1e-6, atol=1e-6)
+
+
+def test_muons_update_has_singular_values_near_one():
+    torch.manual_seed(0)
+    values = torch.linalg.svdvals(muon.orthogonalise(1e-6 * torch.randn(3, 32, 80)))
+    assert values.min() > 0.65
+    assert values.max() < 1.25
 
 
 @pytest.mark.parametrize("name", ["adamw", "muon", "lars", "sgd"])

@@ -1,12 +1,13 @@
 """Parameter groups and optimizers: AdamW as in the MAE paper, and the others that recipes ask for."""
 
 import torch
-from timm.optim import Muon, param_groups_layer_decay, param_groups_weight_decay
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from mae.keys import Optim
 from mae.training.lars import LARS
+from mae.training.muon import Muon
 
 
 def create(module: nn.Module, optim: Optim) -> Optimizer:
@@ -24,14 +25,14 @@ def create(module: nn.Module, optim: Optim) -> Optimizer:
     if optim.name == "adamw":
         return AdamW(groups, lr=lr, betas=betas, fused=True)
     if optim.name == "muon":
-        return Muon(_matrices_apart(groups, module), lr=lr, momentum=optim.momentum, nesterov=True, betas=betas)
+        return Muon(_matrices_apart(groups, module), lr=lr, momentum=optim.momentum, betas=betas)
     if optim.name == "lars":
         return LARS(groups, lr=lr, momentum=optim.momentum)
     return SGD(groups, lr=lr, momentum=optim.momentum)
 
 
 def _matrices_apart(groups: list[dict], module: nn.Module) -> list[dict]:
-    """Marks for AdamW what is no hidden matrix (tokens, the pixel embedding, the prediction), as Muon's author advises."""
+    """Sets the blocks' matrices apart from what is none (tokens, the pixel embedding, the prediction), as Muon's author advises."""
     names = {id(p): name for name, p in module.named_parameters()}
 
     def hidden_matrix(p: nn.Parameter) -> bool:
@@ -39,10 +40,10 @@ def _matrices_apart(groups: list[dict], module: nn.Module) -> list[dict]:
 
     apart = []
     for group in groups:
-        for inner in (True, False):
-            params = [p for p in group["params"] if hidden_matrix(p) == inner]
+        for matrix in (True, False):
+            params = [p for p in group["params"] if hidden_matrix(p) == matrix]
             if params:
-                apart.append({**group, "params": params, "use_fallback": not inner})
+                apart.append({**group, "params": params, "matrix": matrix})
     return apart
 
 
