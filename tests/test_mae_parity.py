@@ -68,23 +68,23 @@ def ours_from(model, *, image, patch, mask_ratio, norm_pix):
     ours = ours.to(model.dtype)
     # the oracle is built for a square; for another shape it interpolates its tables, and we take over what it gets
     tokens = torch.zeros(1, ours.encoder.patch_embed.num_patches + 1, c.decoder_hidden_size, dtype=model.dtype)
-    ours.decoder_positions = model.decoder.interpolate_pos_encoding(tokens).detach()[:, 1:].clone()
+    ours.decoder.positions = model.decoder.interpolate_pos_encoding(tokens).detach()[:, 1:].clone()
     state = {
         "encoder.cls_token": theirs["vit.embeddings.cls_token"],
         "encoder.pos_embed": model.vit.embeddings.interpolate_pos_encoding(
             tokens.new_zeros(1, tokens.shape[1], c.hidden_size), *image
         ).detach(),
-        "mask_token": theirs["decoder.mask_token"],
+        "decoder.mask_token": theirs["decoder.mask_token"],
     }
     for kind in ("weight", "bias"):
         state[f"encoder.patch_embed.proj.{kind}"] = theirs[f"vit.embeddings.patch_embeddings.projection.{kind}"]
         state[f"encoder.norm.{kind}"] = theirs[f"vit.layernorm.{kind}"]
         for name in ("embed", "norm", "pred"):
-            state[f"decoder_{name}.{kind}"] = theirs[f"decoder.decoder_{name}.{kind}"]
+            state[f"decoder.{name}.{kind}"] = theirs[f"decoder.decoder_{name}.{kind}"]
     for i in range(c.num_hidden_layers):
         state |= {f"encoder.blocks.{i}.{k}": v for k, v in block_weights(theirs, f"vit.layers.{i}").items()}
     for i in range(c.decoder_num_hidden_layers):
-        state |= {f"decoder_blocks.{i}.{k}": v for k, v in block_weights(theirs, f"decoder.decoder_layers.{i}").items()}
+        state |= {f"decoder.blocks.{i}.{k}": v for k, v in block_weights(theirs, f"decoder.decoder_layers.{i}").items()}
     ours.load_state_dict(state, strict=True)
     return ours.eval()
 

@@ -26,9 +26,9 @@ def test_pretraining_is_the_papers_table_8(size, width, depth, patch):
         method = build(cfg)
     assert (method.encoder.embed_dim, len(method.encoder.blocks), method.patch) == (width, depth, (patch, patch))
     patches = (224 // patch) ** 2
-    assert (method.hidden_count, method.norm_pix, len(method.decoder_blocks)) == (patches - patches // 4, True, 8)
-    assert method.decoder_embed.out_features == 512
-    assert method.decoder_blocks[0].attn.num_heads == 16
+    assert (method.hidden_count, method.norm_pix, len(method.decoder.blocks)) == (patches - patches // 4, True, 8)
+    assert method.decoder.embed.out_features == 512
+    assert method.decoder.blocks[0].attn.num_heads == 16
 
 
 @pytest.mark.parametrize(

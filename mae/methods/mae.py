@@ -9,21 +9,18 @@ predict_share below 1 only that share of the hidden patches is decoded and predi
 differs): the decoder's cost falls with it.
 """
 
-from functools import partial
 from typing import NamedTuple
 
 import torch
-from timm.models.vision_transformer import Block, VisionTransformer
-from torch import Tensor, nn
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
 
 from mae.errors import ConfigError
 from mae.methods.base import Autoencoder, Output
 from mae.nets import keyed, vit
+from mae.nets.decoder import Decoder
 from mae.nets.masking import SCHEMES, Split, split_patches
-from mae.nets.positions import sincos_table
 from mae.nets.sizes import hidden_count
-
-_norm = partial(nn.LayerNorm, eps=1e-6)
 
 
 class Reconstruction(NamedTuple):
@@ -36,9 +33,8 @@ class Reconstruction(NamedTuple):
 class MAE(Autoencoder):
     """A masked autoencoder around any timm VisionTransformer.
 
-    `auto` normalises targets of patches of at least 16 pixels (fewer leave little but noise). It sizes the decoder as the paper's
-    8 blocks of 512 for encoders at least 768 wide; for smaller ones it has a quarter of the encoder's blocks at half its width. Raises
-    ConfigError for a mask ratio that hides none or all of the patches.
+    `norm_pix: auto` normalises targets of patches of at least 16 pixels (fewer leave little but noise); nets/decoder.py says how the
+    decoder is sized. Raises ConfigError for a mask ratio that hides none or all of the patches.
     """
 
     def __init__(
@@ -64,23 +60,7 @@ class MAE(Autoencoder):
             raise ConfigError(f"method.predict_share {predict_share} must be above 0 and at most 1: 1 predicts every hidden patch")
         self.predicted_count = max(round(predict_share * self.hidden_count), 1)
 
-        large = encoder.embed_dim >= 768
-        depth = (8 if large else max(1, len(encoder.blocks) // 4)) if decoder_depth == "auto" else int(decoder_depth)
-        width = (512 if large else encoder.embed_dim // 2) if decoder_width == "auto" else int(decoder_width)
-        heads = max(1, width // 32) if decoder_heads == "auto" else int(decoder_heads)
-        if width % heads:
-            nearest = max(width // heads, 1) * heads
-            raise ConfigError(f"method.decoder_width {width} is not a multiple of method.decoder_heads {heads}: try {nearest}")
-        pixels = self.patch[0] * self.patch[1] * encoder.patch_embed.proj.in_channels
-        self.decoder_embed = nn.Linear(encoder.embed_dim, width)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
-        self.register_buffer("decoder_positions", sincos_table(width, self.grid), persistent=False)
-        self.decoder_blocks = nn.Sequential(*(Block(width, heads, qkv_bias=True, norm_layer=_norm) for _ in range(depth)))
-        self.decoder_norm = _norm(width)
-        self.decoder_pred = nn.Linear(width, pixels)
-        for module in (self.decoder_embed, self.decoder_blocks, self.decoder_pred):
-            vit.initialise(module)
-        nn.init.normal_(self.mask_token, std=0.02)
+        self.decoder = Decoder(encoder, depth=decoder_depth, width=decoder_width, heads=decoder_heads)
 
     def forward(self, images: Tensor, *, keys: Tensor | None = None, noise: Tensor | None = None) -> Output:
         """The loss on hidden patches. `noise` (B, N), where given, fixes the mask instead of the keys: the lowest stay visible."""
@@ -89,7 +69,7 @@ class MAE(Autoencoder):
         if self.predicted_count < self.hidden_count:
             hidden = self._some(hidden, keys)
         encoded = vit.encode_patches(self.encoder, patches, visible)
-        prediction = _float(self.decoder_pred(self._decode(encoded, visible, hidden)[1]))  # (B, H, p * q * C)
+        prediction = _float(self.decoder.pred(self.decoder(encoded, visible, hidden)[1]))  # (B, H, p * q * C)
         target = self.target(vit.take(patches, hidden))
         loss = (prediction - target).square().mean()
         return Output(loss, {})
@@ -121,12 +101,12 @@ class MAE(Autoencoder):
         visible, hidden = self.split(keys, noise)
         encoded = vit.encode_patches(self.encoder, patches, visible)
         # as many at a time as in training: a decoder does worse with more mask tokens than it has ever seen
-        parts = [self._decode(encoded, visible, some) for some in hidden.split(self.predicted_count, dim=1)]
+        parts = [self.decoder(encoded, visible, some) for some in hidden.split(self.predicted_count, dim=1)]
         tokens = torch.cat([parts[0][0], *(part[1] for part in parts)], dim=1)
         order = torch.cat([visible, hidden], dim=1)
         tokens = torch.zeros_like(tokens).scatter(1, order[..., None].expand_as(tokens), tokens)
         mask = torch.zeros_like(order, dtype=torch.bool).scatter(1, hidden, True)
-        return Reconstruction(self.decoder_pred(tokens), mask)
+        return Reconstruction(self.decoder.pred(tokens), mask)
 
     def reconstruct(self, images: Tensor, *, keys: Tensor | None = None, noise: Tensor | None = None) -> Tensor:
         """Images (B, C, H, W) with the hidden patches replaced by their reconstruction.
@@ -148,25 +128,6 @@ class MAE(Autoencoder):
         patches = vit.patchify(images, self.patch)
         hidden = self.split(keys, noise).hidden[..., None].expand(-1, -1, patches.shape[2])
         return vit.unpatchify(patches.scatter(1, hidden, torch.nan), self.grid, self.patch)
-
-    def _decode(self, encoded: Tensor, visible: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """The decoder's tokens, normalised, of the visible (B, V, width) and of the hidden patches (B, H, width).
-
-        Attention does not see the order of its tokens, so they stay sorted by visibility: nothing is put back in place.
-        """
-        tokens = self.decoder_embed(encoded)
-        prefix = self.encoder.num_prefix_tokens
-        positions = self.decoder_positions
-        x = torch.cat(
-            [
-                tokens[:, :prefix],
-                tokens[:, prefix:] + vit.take(positions, visible),
-                self.mask_token + vit.take(positions, hidden),
-            ],
-            dim=1,
-        )
-        x = self.decoder_norm(self.decoder_blocks(x))
-        return x[:, prefix : prefix + visible.shape[1]], x[:, prefix + visible.shape[1] :]
 
     def _visible_mean(self, patches: Tensor, hidden: Tensor) -> Tensor:
         """(B, N, 1): the means of the visible patches, weighted by closeness to each patch."""

@@ -102,6 +102,12 @@ def unpatchify(patches: Tensor, grid: tuple[int, int], patch: tuple[int, int]) -
     return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", h=grid[0], w=grid[1], p=patch[0], q=patch[1])
 
 
+def patch_values(encoder: nn.Module) -> int:
+    """How many numbers a patch of the encoder's images is: p * q * C."""
+    height, width = encoder.patch_embed.patch_size
+    return height * width * encoder.patch_embed.proj.in_channels
+
+
 def take(tokens: Tensor, ids: Tensor) -> Tensor:
     """The tokens of those ids: (B or 1, N, D), (B, K) -> (B, K, D)."""
     return tokens.expand(ids.shape[0], -1, -1).gather(1, ids[..., None].expand(-1, -1, tokens.shape[2]))
