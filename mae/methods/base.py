@@ -1,13 +1,15 @@
 """What every method is: an encoder plus its own idea. The loop and the evaluators know only this."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
-from timm.models.vision_transformer import VisionTransformer
+import torch
 from torch import Tensor, nn
 
 from mae.nets import vit
+
+Batches = Iterable[tuple[Tensor, Tensor]]  # images (B, C, H, W), normalised, and their keys (B,)
 
 
 class Output(NamedTuple):
@@ -17,10 +19,25 @@ class Output(NamedTuple):
     metrics: dict[str, Tensor]  # detached scalars to log
 
 
-class Autoencoder(nn.Module):
-    """An encoder that learns by reconstruction. A method extends this once and composes nets."""
+class Diagnosis(NamedTuple):
+    """How a method is doing inside, on held-out images."""
 
-    def __init__(self, encoder: VisionTransformer) -> None:
+    figures: dict[str, float]
+    alarms: list[str]  # one sentence each: what is wrong, and what to change
+
+
+class Autoencoder(nn.Module):
+    """An encoder that learns by reconstruction. A method extends this once and composes nets.
+
+    Optional, found by name: `latent(images)` the code; `reconstruct(images)`; `decode(latents)`; `sample(n, seed=0)` images from the
+    prior; `diagnose(batches) -> Diagnosis`; `fit(batches)` for a method with a closed form; `predict` and `target` where patches are
+    hidden (see mae.py).
+    """
+
+    learns = True  # False: nothing is left to gradients, the training loop is not run
+    batch_statistics = False  # True: the loss is no mean of its samples' losses, so that accumulation would change it
+
+    def __init__(self, encoder: nn.Module) -> None:
         super().__init__()
         self.encoder = encoder
 
@@ -34,7 +51,9 @@ class Autoencoder(nn.Module):
         `pool`: 'mean' over the patch tokens, 'cls' the class token (ConfigError without one), 'latent' the method's
         bottleneck (the mean where it has none).
         """
-        return vit.pool(self.encoder, self.encoder.forward_features(images), pool)
+        if pool == "latent" and hasattr(self, "latent"):
+            return self.latent(images).flatten(1)
+        return vit.pool(self.encoder, self.encoder.forward_features(images), "mean" if pool == "latent" else pool)
 
     def feature_maps(self, images: Tensor, layers: Sequence[int] | None = None) -> list[Tensor]:
         """Patch features of chosen blocks (default: the last) for dense tasks: a list of (B, D, h, w)."""
@@ -43,3 +62,16 @@ class Autoencoder(nn.Module):
     def no_weight_decay(self) -> set[str]:
         """Names of parameters that are never decayed (timm's convention); vectors are exempt anyway."""
         return set()
+
+
+@torch.no_grad()
+def code_rank(codes: Iterator[Tensor]) -> Diagnosis:
+    """The effective rank of codes (B, k) or (B, N, k): exp of the entropy of their covariance's spectrum (Roy & Vetterli, 2007)."""
+    x = torch.cat([code.flatten(0, -2).double() for code in codes])
+    spectrum = torch.linalg.eigvalsh(x.T.cov()).clamp(min=0) if x.shape[1] > 1 else x.var(0)
+    share = spectrum / spectrum.sum().clamp(min=1e-30)
+    rank = float((-(share * share.clamp(min=1e-30).log()).sum()).exp()) if spectrum.sum() > 1e-12 else 0.0
+    alarms = []
+    if rank < 1.5 and x.shape[1] > 1:
+        alarms.append(f"the code has collapsed to {rank:.1f} of its {x.shape[1]} dimensions: lower optim.base_lr or train for longer")
+    return Diagnosis({"code_rank": rank, "code_size": float(x.shape[1])}, alarms)

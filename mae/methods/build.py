@@ -1,25 +1,32 @@
-"""From a configuration to a method: the class in the file that the method's name says, around the encoder."""
+"""From a configuration to a method: what the file of the method's name makes around the encoder."""
 
 import dataclasses
 import importlib
 
 from mae.config import Config
+from mae.errors import ConfigError
 from mae.methods.base import Autoencoder
-from mae.nets import vit
+from mae.nets import encoders
 
 
 def build(config: Config) -> Autoencoder:
     """The method with fresh weights (drawn from torch's global generator, which the caller seeds).
 
+    A method's file holds one Autoencoder, or a function `create(encoder, **arguments)` where it sets up another file's idea.
     Raises ConfigError where encoder, method and data do not fit each other.
     """
     overrides = {k: v for k, v in dataclasses.asdict(config.encoder).items() if k != "name" and v is not None}
-    encoder = vit.create_encoder(config.encoder.name, image_size=config.image_size, channels=config.data.channels, overrides=overrides)
     arguments = {k: v for k, v in config.method.items() if k != "name"}
-    return _class_of(config.method["name"])(encoder, **arguments)
+    if arguments.get("loss") == "bce" and any((*config.data.mean, *(s - 1 for s in config.data.std))):
+        raise ConfigError(
+            "method.loss=bce takes pixels in [0, 1], but data.mean and data.std move them: set mean to 0 and std to 1, or loss=mse"
+        )
+    encoder = encoders.create(config.encoder.name, image_size=config.image_size, channels=config.data.channels, overrides=overrides)
+    module = importlib.import_module(f"mae.methods.{config.method['name']}")
+    return (getattr(module, "create", None) or class_in(module))(encoder, **arguments)
 
 
-def _class_of(name: str) -> type[Autoencoder]:
-    module = importlib.import_module(f"mae.methods.{name}")
+def class_in(module) -> type[Autoencoder]:  # type: ignore[no-untyped-def]
+    """The Autoencoder that a method's module defines."""
     found = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, Autoencoder) and c.__module__ == module.__name__]
     return found[-1]

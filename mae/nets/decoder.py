@@ -1,4 +1,4 @@
-"""The light decoder that turns an encoder's tokens into patches: He et al., arXiv:2111.06377, section 3."""
+"""Light decoders that turn tokens into pixels; for a ViT the one of He et al., arXiv:2111.06377, section 3."""
 
 from functools import partial
 
@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from mae.errors import ConfigError
 from mae.nets import vit
+from mae.nets.conv import ConvDecoder, ConvEncoder, DenseEncoder
 from mae.nets.positions import sincos_table
 
 _norm = partial(nn.LayerNorm, eps=1e-6)
@@ -32,7 +33,7 @@ def sizes(encoder: nn.Module, depth: int | str, width: int | str, heads: int | s
 class Decoder(nn.Module):
     """Self-attention over the tokens of known and of unknown patches, then one linear layer to a patch's values.
 
-    `inputs` is the width of the tokens that it is given (default: the encoder's), `outputs` the number of values of a patch.
+    `inputs` is the width of the tokens that it is given (default: the encoder's). A decoder that `hides` has a mask token.
     """
 
     def __init__(
@@ -43,18 +44,19 @@ class Decoder(nn.Module):
         width: int | str,
         heads: int | str,
         inputs: int | None = None,
-        outputs: int | None = None,
+        hides: bool = True,
     ) -> None:
         super().__init__()
         depth, width, heads = sizes(encoder, depth, width, heads)
         self.embed = nn.Linear(inputs or encoder.embed_dim, width)
-        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width)) if hides else None
         self.register_buffer("positions", sincos_table(width, encoder.patch_embed.grid_size), persistent=False)
         self.blocks = nn.Sequential(*(Block(width, heads, qkv_bias=True, norm_layer=_norm) for _ in range(depth)))
         self.norm = _norm(width)
-        self.pred = nn.Linear(width, outputs or vit.patch_values(encoder))
+        self.pred = nn.Linear(width, vit.patch_values(encoder))
         vit.initialise(self)
-        nn.init.normal_(self.mask_token, std=0.02)
+        if hides:
+            nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, tokens: Tensor, known: Tensor, unknown: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """The decoded tokens of the known (B, V, width) and of the unknown patches (B, H, width), normalised: `pred` makes values of them.
@@ -70,3 +72,41 @@ class Decoder(nn.Module):
             parts.append(self.mask_token + vit.take(self.positions, unknown))
         x = self.norm(self.blocks(torch.cat(parts, dim=1)))
         return x[:, prefix : prefix + count], x[:, prefix + count :]
+
+
+def image_decoder(encoder: nn.Module, *, depth: int | str, width: int | str, heads: int | str, inputs: int) -> nn.Module:
+    """The decoder that suits an encoder: a module from tokens at every place (B, N, inputs) to images (B, C, H, W).
+
+    Transformer blocks for a ViT; convolutions for `conv`, `depth` blocks at every scale; one layer for `dense` and `linear`.
+    """
+    if isinstance(encoder, ConvEncoder):
+        return ConvDecoder(encoder, depth=1 if depth == "auto" else int(depth), inputs=inputs)
+    if isinstance(encoder, DenseEncoder):
+        return PatchDecoder(encoder, nn.Linear(inputs, vit.patch_values(encoder)))
+    decoder = Decoder(encoder, depth=depth, width=width, heads=heads, inputs=inputs, hides=False)
+    return PatchDecoder(encoder, AllPatches(decoder))
+
+
+class AllPatches(nn.Module):
+    """A Decoder for tokens of which none is hidden: (B, P + N, inputs) -> the values of every patch (B, N, p * q * C)."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        super().__init__()
+        self.decoder = decoder
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """(B, P + N, inputs) -> (B, N, p * q * C)"""
+        places = torch.arange(self.decoder.positions.shape[1], device=tokens.device)[None]
+        return self.decoder.pred(self.decoder(tokens, places)[0])
+
+
+class PatchDecoder(nn.Module):
+    """Values for every patch by any net, laid out as images."""
+
+    def __init__(self, encoder: nn.Module, net: nn.Module) -> None:
+        super().__init__()
+        self.net, self.grid, self.patch = net, encoder.patch_embed.grid_size, encoder.patch_embed.patch_size
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Tokens (B, P + N, inputs) -> images (B, C, H, W)."""
+        return vit.unpatchify(self.net(tokens), self.grid, self.patch)
