@@ -18,7 +18,8 @@ MIX_1 = 0xBF58476D1CE4E5B9
 MIX_2 = 0x94D049BB133111EB
 
 # One stream a use: two uses of the same sample key never share numbers.
-STREAMS = {name: i + 1 for i, name in enumerate(["order", "crop", "flip", "mask", "noise", "split", "draw", "substitute", "augment", "latent"])}
+_NAMES = ["order", "crop", "flip", "mask", "noise", "split", "draw", "substitute", "augment", "latent"]
+STREAMS = {name: i + 1 for i, name in enumerate(_NAMES)}
 
 
 def _signed(value: int) -> int:
