@@ -1,11 +1,13 @@
 """What happens when the training is over: the encoder is exported, pictured and measured, and the run is marked as done."""
 
 import contextlib
+import dataclasses
 import signal
 from collections.abc import Iterator
 from typing import Any
 
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from mae import config as configuration
@@ -14,7 +16,8 @@ from mae.data.batch import normalise
 from mae.data.loader import evaluation_batches
 from mae.data.sources import Splits
 from mae.errors import Preempted
-from mae.evaluation import reconstruction, results
+from mae.evaluation import diagnosis, results
+from mae.evaluation.features import encodes_itself
 from mae.interop import timm_folder
 from mae.methods.base import Autoencoder
 from mae.methods.build import build
@@ -32,10 +35,11 @@ def close(
 ) -> None:
     """Exports, pictures and measures a trained method; prints the results table. Raises Preempted when told to stop meanwhile."""
     with _stoppable():
-        timm_folder.save(method.encoder, folder.encoder, data=config.data, tag=folder.path.name)
-        tracker.artifact(folder.encoder, f"{folder.path.name}-encoder", "model")
-        report = reconstruction.held_out(method, splits, config, device=device)
-        row = {"step": step, **{f"held_out/{k}": v for k, v in report.figures.items()}}
+        if isinstance(method.encoder, VisionTransformer) and not encodes_itself(method):
+            timm_folder.save(method.encoder, folder.encoder, data=config.data, tag=folder.path.name)
+            tracker.artifact(folder.encoder, f"{folder.path.name}-encoder", "model")
+        found = diagnosis.diagnose(method, splits, config, device=device)
+        row = {"step": step, **{f"held_out/{k}": v for k, v in found.figures.items()}}
         folder.append(row)
         tracker.log(row)
         picture = folder.figures / "reconstructions.png"
@@ -56,15 +60,17 @@ def close(
         results.add_entries(folder.results, entries)
         tracker.results(entries)
     print(f"\n{table.text(entries)}\n")
-    print(report.sentence)
-    print(f"\n{folder.path}: results.json, metrics.jsonl, encoder/ (timm)" + (f", {picture}" if picture.exists() else ""))
+    print("\n".join(found.sentences))
+    made = [name for name in ("results.json", "metrics.jsonl") if (folder.path / name).exists()]
+    made += ["encoder/ (timm)"] if folder.encoder.exists() else []
+    print(f"\n{folder.path}: {', '.join([*made, str(picture)] if picture.exists() else made)}")
 
 
 def untrained(config: Config, device: torch.device) -> Autoencoder:
-    """The same method with fresh weights of seed 0: the control that tells what training added."""
+    """The encoder with fresh weights of seed 0, the same for every method: the control that tells what training added."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        method = build(config)
+        method = build(dataclasses.replace(config, method={"name": "untrained"}))
     choose_attention(method, device)
     return method
 
@@ -74,13 +80,14 @@ def draw_reconstructions(method: Any, splits: Splits, config: Config, device: to
     """A picture of held-out images: input, what the encoder saw, what the decoder made of it."""
     batch = next(iter(evaluation_batches(splits.validation, config, batch_size=PICTURED, device=device)))
     images = normalise(batch.images, config.data)
-    made = method.reconstruct(images, keys=batch.keys)
-    rows = {"input": images, "reconstruction": made}
     caption = ""
     if hasattr(method, "visible"):
-        rows = {"input": images, "visible": method.visible(images, keys=batch.keys), "reconstruction": made}
+        seen, made = method.visible(images, keys=batch.keys), method.reconstruct(images, keys=batch.keys)
+        rows = {"input": images, "visible": seen, "reconstruction": made}
         if method.norm_pix:
             caption = "hidden patches un-normalised with the statistics of the visible ones"
+    else:
+        rows = {"input": images, "reconstruction": method.reconstruct(images)}
     figures.image_grid({k: _pixels(v, config) for k, v in rows.items()}, file, caption=caption)
 
 

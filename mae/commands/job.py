@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from mae.config import Config
-from mae.data.loader import Batch, train_batches
+from mae.data.batch import normalise
+from mae.data.loader import Batch, evaluation_batches, train_batches
 from mae.data.sources import Splits
 from mae.errors import ConfigError, NonFiniteLoss, Preempted
 from mae.methods.base import Output
@@ -53,11 +54,17 @@ def run(job: Job, config: Config, folder: RunFolder, splits: Splits, plan: Plan)
             torch.manual_seed(config.train.seed)
             module = job.build().to(ranks.device)
             choose_attention(module, ranks.device)
+            if getattr(module, "batch_statistics", False) and config.train.accumulate not in ("auto", 1):
+                raise ConfigError(f"{config.method['name']} looks at whole batches, which accumulation cuts up: set train.accumulate=1")
             derived = _derived(config, splits, plan, module, ranks)
             distributed.first_does(lambda: _take(folder, config, derived, stack), ranks)
             tracker = Tracker(config, folder.path, job.kind, name=job.name, derived=derived) if ranks.first else None
             stack.enter_context(_status(folder, tracker))
-            steps = _train(job, config, folder, splits, plan, module, ranks, derived, tracker)
+            if getattr(module, "learns", True):
+                steps = _train(job, config, folder, splits, plan, module, ranks, derived, tracker)
+            else:
+                steps = 0
+                distributed.first_does(lambda: _settle(module, config, folder, splits, ranks, derived), ranks)
         if tracker is not None:  # the other ranks are done: finishing may take longer than they would wait
             job.finish(module.eval(), tracker, ranks.device, steps)
 
@@ -187,6 +194,17 @@ def _train(
     if average is not None:
         average.swap()
     return progress.step
+
+
+def _settle(module: nn.Module, config: Config, folder: RunFolder, splits: Splits, ranks: Ranks, derived: dict[str, Any]) -> None:
+    """A method that no gradient trains: one pass over the training images where it has a closed form, then its only checkpoint."""
+    if hasattr(module, "fit"):
+        batches = evaluation_batches(splits.train, config, batch_size=1024, device=ranks.device)
+        with torch.no_grad():
+            module.fit((normalise(batch.images, config.data), batch.keys) for batch in batches)
+    tensors = {f"model.{k}": v for k, v in module.state_dict().items()}
+    facts = {"data": derived["data"], "world": ranks.world, "samples_consumed": 0}
+    checkpoint.save(folder.checkpoints, 0, tensors, {}, facts=facts, keep=config.run.keep)
 
 
 def _resume(

@@ -4,7 +4,7 @@ from mae.commands import closing, job
 from mae.config import Config
 from mae.data.batch import normalise
 from mae.data.sources import Splits
-from mae.evaluation import reconstruction
+from mae.evaluation import diagnosis
 from mae.methods.build import build
 from mae.training.run import RunFolder
 from mae.training.schedule import Plan
@@ -18,7 +18,7 @@ def pretrain(config: Config, folder: RunFolder, splits: Splits, plan: Plan) -> N
             name=folder.path.name,
             build=lambda: build(config),
             forward=lambda module, batch: module(normalise(batch.images, config.data), keys=batch.keys),
-            held_out=lambda method, device: reconstruction.held_out(method, splits, config, device=device).figures,
+            held_out=lambda method, device: diagnosis.diagnose(method, splits, config, device=device).figures,
             finish=lambda method, tracker, device, step: closing.close(config, folder, splits, method, tracker, device, step),
         ),
         config,

@@ -90,18 +90,22 @@ def pass_over(
 
 
 def pools_of(model: Autoencoder) -> tuple[str, ...]:
-    """The pools that evaluators read: mean-pooled patches, and the class token where there is one."""
-    return ("mean", "cls") if model.encoder.cls_token is not None else ("mean",)
+    """The pools that evaluators read: mean-pooled patches, the class token where there is one, and the method's code where it has one."""
+    if encodes_itself(model):
+        return ("mean",)
+    cls = ("cls",) if model.encoder.cls_token is not None else ()
+    return ("mean", *cls, *(("latent",) if hasattr(model, "latent") else ()))
 
 
 def _encode(model: Autoencoder, images: Tensor, pools: tuple[str, ...]) -> dict[str, Tensor]:
-    if _encodes_itself(model):
+    if encodes_itself(model):
         return {pool: model.encode(images, pool) for pool in pools}
-    tokens = model.encoder.forward_features(images)  # (B, P + N, D), one pass for all pools
-    return {pool: vit.pool(model.encoder, tokens, pool) for pool in pools}
+    tokens = model.encoder.forward_features(images)  # (B, P + N, D), one pass for all pools but the code
+    return {pool: model.encode(images, pool) if pool == "latent" else vit.pool(model.encoder, tokens, pool) for pool in pools}
 
 
-def _encodes_itself(model: Autoencoder) -> bool:
+def encodes_itself(model: Autoencoder) -> bool:
+    """Whether the features are made otherwise than by the encoder alone (raw pixels, principal components)."""
     return type(model).encode is not Autoencoder.encode
 
 
@@ -119,7 +123,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def encoder_hash(model: Autoencoder) -> str:
     """16 hex digits of the architecture and weights that decide the features."""
-    module = model if _encodes_itself(model) else model.encoder
+    module = model if encodes_itself(model) or hasattr(model, "latent") else model.encoder
     heads = [getattr(child, "num_heads", None) for child in module.modules()]  # not to be seen in the weights, nor in repr
     state = hashlib.sha256(f"{module!r} {heads}".encode())
     for name, tensor in sorted(module.state_dict().items()):

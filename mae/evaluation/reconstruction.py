@@ -27,7 +27,7 @@ BASELINES = {
 
 
 class Report(NamedTuple):
-    """How well hidden patches of held-out images are predicted."""
+    """How well held-out images are reconstructed: their hidden patches, or all of them where a method hides none."""
 
     figures: dict[str, float]
     sentence: str  # what they mean, for a person
@@ -47,33 +47,43 @@ def held_out(model: Autoencoder, splits: Splits, config: Config, *, device: torc
 
     'loss' and 'baseline/...' are mean squared errors in the units that the method predicts (patches normalised each for itself with
     norm_pix); 'explained_variance_target' is 1 - loss / baseline/mean_image, and 'explained_variance' the same for pixels, where
-    norm_pix must guess each patch's mean and contrast from its neighbours. A method that hides nothing gets an empty report.
+    norm_pix must guess each patch's mean and contrast from its neighbours. 'generalisation_gap' is how much more of the target's
+    variance is explained on as many training images. A method that hides nothing reconstructs whole images, beside the mean image
+    alone; one that reconstructs nothing gets an empty report.
     """
-    if not hasattr(model, "predict"):
+    if not hasattr(model, "reconstruct"):
         return Report({}, "", learning=True)
-    totals: dict[str, float] = {}
     with evaluating(model):
         means = _mean_patches(model, _images(splits.train, config, device, limit))
-        for images, ids in _images(splits.validation, config, device, limit):
-            keys = torch.from_numpy(keyed.hash_integers(seed, 0, ids)).to(images.device)
-            for name, error in _errors(model, images, keys, means).items():
-                totals[name] = totals.get(name, 0.0) + error
-    error = {name: total / totals["hidden"] for name, total in totals.items()}
+        error, seen = (_mean_errors(model, _images(s, config, device, limit), means, seed) for s in (splits.validation, splits.train))
     figures = {
         "loss": error["prediction"],
         "explained_variance": 1 - error["pixels"] / error["pixels_mean_image"],
         "explained_variance_target": 1 - error["prediction"] / error["mean_image"],
     }
-    figures |= {f"baseline/{name}": error[name] for name in BASELINES}
-    return _report(figures)
+    figures["generalisation_gap"] = 1 - seen["prediction"] / seen["mean_image"] - figures["explained_variance_target"]
+    figures |= {f"baseline/{name}": error[name] for name in BASELINES if name in error}
+    return _report(figures, "hidden patches" if hasattr(model, "predict") else "the pixels")
+
+
+def _mean_errors(model: Autoencoder, batches: Iterator[tuple[Tensor, np.ndarray]], means: MeanPatches, seed: int) -> dict[str, float]:
+    totals: dict[str, float] = {}
+    for images, ids in batches:
+        keys = torch.from_numpy(keyed.hash_integers(seed, 0, ids)).to(images.device)
+        for name, error in _errors(model, images, keys, means).items():
+            totals[name] = totals.get(name, 0.0) + error
+    return {name: total / totals["count"] for name, total in totals.items()}
 
 
 def _images(source: Source, config: Config, device: torch.device | str, limit: int) -> Iterator[tuple[Tensor, np.ndarray]]:
     """Normalised batches (B, C, H, W) of at most `limit` images, always the same ones, with ids (B,) among these."""
-    if len(source) > limit:
-        source = Subset(source, draw_order(len(source), 0)[:limit].sort().values.numpy())
-    for batch in evaluation_batches(source, config, batch_size=256, device=torch.device(device)):
+    for batch in evaluation_batches(at_most(source, limit), config, batch_size=256, device=torch.device(device)):
         yield normalise(batch.images, config.data), batch.ids.cpu().numpy()
+
+
+def at_most(source: Source, limit: int) -> Source:
+    """The source, or `limit` of its images, always the same ones."""
+    return source if len(source) <= limit else Subset(source, draw_order(len(source), 0)[:limit].sort().values.numpy())
 
 
 def _mean_patches(model: Autoencoder, batches: Iterator[tuple[Tensor, np.ndarray]]) -> MeanPatches:
@@ -86,24 +96,22 @@ def _mean_patches(model: Autoencoder, batches: Iterator[tuple[Tensor, np.ndarray
 
 
 def _errors(model: Autoencoder, images: Tensor, keys: Tensor, means: MeanPatches) -> dict[str, float]:
-    """Sums of squared errors over all hidden pixels of a batch, and how many those are ('hidden')."""
+    """Sums of squared errors over all pixels of a batch that had to be made, and how many those are ('count')."""
     patch, grid = model.encoder.patch_embed.patch_size, model.encoder.patch_embed.grid_size
     patches = vit.patchify(images, patch)  # (B, N, P)
     target = _target(model, patches)
-    prediction, hidden = model.predict(images, keys=keys)
-    pixels = prediction
-    if not torch.equal(target, patches):
-        pixels = vit.patchify(model.reconstruct(images, keys=keys), patch)
-    guesses = {
-        "prediction": (prediction, target),
-        "mean_image": (means.target.expand_as(target), target),
-        "nearest_patch": (_nearest(target, hidden, grid), target),
-        "mean_colour": (_colour(target, hidden, grid, images.shape[1]), target),
-        "pixels": (pixels, patches),
-        "pixels_mean_image": (means.pixels.expand_as(patches), patches),
-    }
+    guesses = {"mean_image": (means.target.expand_as(target), target), "pixels_mean_image": (means.pixels.expand_as(patches), patches)}
+    if hasattr(model, "predict"):
+        prediction, hidden = model.predict(images, keys=keys)
+        pixels = prediction if torch.equal(target, patches) else vit.patchify(model.reconstruct(images, keys=keys), patch)
+        guesses["nearest_patch"] = (_nearest(target, hidden, grid), target)
+        guesses["mean_colour"] = (_colour(target, hidden, grid, images.shape[1]), target)
+    else:
+        prediction = pixels = vit.patchify(model.reconstruct(images), patch)
+        hidden = torch.ones(patches.shape[:2], dtype=torch.bool, device=images.device)
+    guesses |= {"prediction": (prediction, target), "pixels": (pixels, patches)}
     sums = {name: (guess[hidden].double() - truth[hidden]).square().sum().item() for name, (guess, truth) in guesses.items()}
-    return sums | {"hidden": int(hidden.sum()) * patches.shape[2]}
+    return sums | {"count": int(hidden.sum()) * patches.shape[2]}
 
 
 def _nearest(target: Tensor, hidden: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -130,15 +138,15 @@ def _target(model: Autoencoder, patches: Tensor) -> Tensor:
     return model.target(patches) if hasattr(model, "target") else patches
 
 
-def _report(figures: dict[str, float]) -> Report:
-    best = min(BASELINES, key=lambda name: figures[f"baseline/{name}"])
+def _report(figures: dict[str, float], what: str) -> Report:
+    best = min((name for name in BASELINES if f"baseline/{name}" in figures), key=lambda name: figures[f"baseline/{name}"])
     error, beside = figures["loss"], figures[f"baseline/{best}"]
     compared = f"error {error:.3f}, {BASELINES[best]} {beside:.3f}"
     if error < beside:
         share = 100 * figures["explained_variance_target"]
-        return Report(figures, f"The model explains {share:.0f}% of the variance of hidden patches on held-out images ({compared}).", True)
+        return Report(figures, f"The model explains {share:.0f}% of the variance of {what} on held-out images ({compared}).", True)
     sentence = (
-        f"WARNING: the model has not left the plateau: on held-out images it predicts hidden patches no better than {BASELINES[best]} "
+        f"WARNING: the model has not left the plateau: on held-out images it predicts {what} no better than {BASELINES[best]} "
         f"({compared}); train for more steps or change optim.base_lr."
     )
     return Report(figures, sentence, learning=False)

@@ -1,7 +1,6 @@
 """What every method is: an encoder plus its own idea. The loop and the evaluators know only this."""
 
-from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -41,18 +40,19 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.encoder = encoder
 
-    @abstractmethod
     def forward(self, images: Tensor, *, keys: Tensor) -> Output:
         """The loss of a batch: images (B, C, H, W) normalised; keys (B,) int64, one a sample, decide all randomness."""
+        raise NotImplementedError(f"{type(self).__name__} has no loss: it learns nothing by gradients")
 
     def encode(self, images: Tensor, pool: str = "mean") -> Tensor:
         """Deterministic features (B, D) of images (B, C, H, W), nothing hidden.
 
-        `pool`: 'mean' over the patch tokens, 'cls' the class token (ConfigError without one), 'latent' the method's
-        bottleneck (the mean where it has none).
+        `pool`: 'mean' over the patch tokens, 'cls' the class token (ConfigError without one), 'latent' the method's code, its
+        mean over patches where each has one (the mean over tokens where the method has no code).
         """
         if pool == "latent" and hasattr(self, "latent"):
-            return self.latent(images).flatten(1)
+            code = self.latent(images)
+            return code.mean(1) if code.ndim == 3 else code
         return vit.pool(self.encoder, self.encoder.forward_features(images), "mean" if pool == "latent" else pool)
 
     def feature_maps(self, images: Tensor, layers: Sequence[int] | None = None) -> list[Tensor]:
@@ -64,13 +64,19 @@ class Autoencoder(nn.Module):
         return set()
 
 
-@torch.no_grad()
-def code_rank(codes: Iterator[Tensor]) -> Diagnosis:
-    """The effective rank of codes (B, k) or (B, N, k): exp of the entropy of their covariance's spectrum (Roy & Vetterli, 2007)."""
-    x = torch.cat([code.flatten(0, -2).double() for code in codes])
-    spectrum = torch.linalg.eigvalsh(x.T.cov()).clamp(min=0) if x.shape[1] > 1 else x.var(0)
-    share = spectrum / spectrum.sum().clamp(min=1e-30)
-    rank = float((-(share * share.clamp(min=1e-30).log()).sum()).exp()) if spectrum.sum() > 1e-12 else 0.0
+def effective_rank(x: Tensor) -> float:
+    """How many dimensions vectors (N, D) fill: exp of the entropy of their covariance's spectrum (Roy & Vetterli, EUSIPCO 2007)."""
+    spectrum = torch.linalg.eigvalsh(x.detach().double().T.cov().view(x.shape[1], -1)).clamp(min=0)
+    if spectrum.sum() < 1e-12 * max(x.shape[1], 1):
+        return 0.0
+    share = spectrum / spectrum.sum()
+    return float((-(share * share.clamp(min=1e-30).log()).sum()).exp())
+
+
+def code_rank(codes: Iterable[Tensor]) -> Diagnosis:
+    """The effective rank of codes (B, k) or (B, N, k), with an alarm where they have collapsed."""
+    x = torch.cat([code.detach().flatten(0, -2) for code in codes])
+    rank = effective_rank(x)
     alarms = []
     if rank < 1.5 and x.shape[1] > 1:
         alarms.append(f"the code has collapsed to {rank:.1f} of its {x.shape[1]} dimensions: lower optim.base_lr or train for longer")

@@ -50,6 +50,10 @@ class MAE(Autoencoder):
         decoder_heads: int | str = "auto",
     ) -> None:
         super().__init__(encoder)
+        if not isinstance(encoder, VisionTransformer):
+            raise ConfigError(
+                f"a masked autoencoder leaves patches out, which {type(encoder).__name__} cannot: choose a ViT as encoder.name"
+            )
         self.patch = encoder.patch_embed.patch_size
         self.grid = encoder.patch_embed.grid_size
         self.mask_ratio = mask_ratio

@@ -3,8 +3,11 @@
 from functools import partial
 
 import torch
+from einops import rearrange
+from timm.layers import Mlp
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mae.errors import ConfigError
 from mae.nets import vit
@@ -72,6 +75,53 @@ class Decoder(nn.Module):
             parts.append(self.mask_token + vit.take(self.positions, unknown))
         x = self.norm(self.blocks(torch.cat(parts, dim=1)))
         return x[:, prefix : prefix + count], x[:, prefix + count :]
+
+
+class CrossDecoder(nn.Module):
+    """CrossMAE's: Fu et al., arXiv:2401.14391. Mask tokens ask the visible ones and never each other, so that any number may be predicted.
+
+    Takes the same arguments as Decoder and answers alike; the tokens of known patches pass through undecoded.
+    """
+
+    def __init__(self, encoder: nn.Module, *, depth: int | str, width: int | str, heads: int | str) -> None:
+        super().__init__()
+        depth, width, heads = sizes(encoder, depth, width, heads)
+        self.embed = nn.Linear(encoder.embed_dim, width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
+        self.register_buffer("positions", sincos_table(width, encoder.patch_embed.grid_size), persistent=False)
+        self.blocks = nn.ModuleList(CrossBlock(width, heads) for _ in range(depth))
+        self.norm = _norm(width)
+        self.pred = nn.Linear(width, vit.patch_values(encoder))
+        vit.initialise(self)
+        nn.init.normal_(self.mask_token, std=0.02)
+
+    def forward(self, tokens: Tensor, known: Tensor, unknown: Tensor) -> tuple[Tensor, Tensor]:
+        """As Decoder.forward: tokens (B, P + V, D) of prefix and known patches -> ((B, V, width), (B, H, width)), normalised."""
+        memory = self.embed(tokens)
+        prefix = memory.shape[1] - known.shape[1]
+        memory = torch.cat([memory[:, :prefix], memory[:, prefix:] + vit.take(self.positions, known)], dim=1)
+        x = self.mask_token + vit.take(self.positions, unknown)
+        for block in self.blocks:
+            x = block(x, memory)
+        return self.norm(memory[:, prefix:]), self.norm(x)
+
+
+class CrossBlock(nn.Module):
+    """Attention of queries to a memory, then an MLP, both residual and before them a norm."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1, self.norm_memory, self.norm2 = _norm(width), _norm(width), _norm(width)
+        self.q, self.kv, self.proj = nn.Linear(width, width), nn.Linear(width, 2 * width), nn.Linear(width, width)
+        self.mlp = Mlp(width, 4 * width)
+
+    def forward(self, x: Tensor, memory: Tensor) -> Tensor:
+        """Queries (B, Q, width), memory (B, M, width) -> (B, Q, width)"""
+        q = rearrange(self.q(self.norm1(x)), "b n (h d) -> b h n d", h=self.heads)
+        k, v = rearrange(self.kv(self.norm_memory(memory)), "b n (two h d) -> two b h n d", two=2, h=self.heads)
+        x = x + self.proj(rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)"))
+        return x + self.mlp(self.norm2(x))
 
 
 def image_decoder(encoder: nn.Module, *, depth: int | str, width: int | str, heads: int | str, inputs: int) -> nn.Module:
