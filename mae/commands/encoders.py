@@ -19,7 +19,7 @@ def configure(words: list[str], *, kind: str, default: str) -> tuple[Config, Run
     if len(arguments) != 1:
         given = f"not {' '.join(arguments)}" if arguments else "such as runs/digits-mae"
         raise ConfigError(f"which encoder? Give the folder of one run, {given}")
-    folder = _run(Path(arguments[0]))
+    folder = run_folder(Path(arguments[0]))
     trained_with = folder.config() or {}
     base = {section: trained_with[section] for section in ("data", "encoder", "method", "track")}
     # seed, number format and device are the run's; a protocol on extracted features trains nothing, others bring their own length
@@ -34,7 +34,8 @@ def configure(words: list[str], *, kind: str, default: str) -> tuple[Config, Run
     return cfg, folder
 
 
-def _run(path: Path) -> RunFolder:
+def run_folder(path: Path) -> RunFolder:
+    """The run at a path. Raises ConfigError where there is none, or nothing trained in it."""
     folder = RunFolder(path)
     hint = "give the folder of a run, such as runs/digits-mae"
     if not path.exists():
