@@ -34,8 +34,9 @@ class VAE(Autoencoder):
     """One Gaussian code of `bottleneck_size` numbers an image; its features are the posterior mean.
 
     `loss: gaussian` has the fixed `variance` a pixel, `bce` takes pixels in [0, 1] as probabilities. `free_bits` is the least that a
-    dimension's batch-mean KL counts as; beta rises linearly over the first `warmup_steps`. In training the calibrated variance is that of
-    the global batch, in evaluation a running average of these. Raises ConfigError for settings that mean nothing or exclude each other.
+    dimension's batch-mean KL counts as; beta rises linearly over the first `warmup_steps`, without which an untrained decoder learns to
+    pass over the code. `capacity` takes beta's place. In training the calibrated variance is that of the global batch, in evaluation a
+    running average of these. Raises ConfigError for settings that mean nothing or exclude each other.
     """
 
     batch_statistics = True
@@ -49,7 +50,7 @@ class VAE(Autoencoder):
         loss: str = "calibrated",
         variance: float = 1.0,
         free_bits: float = 0.0,
-        warmup_steps: int = 0,
+        warmup_steps: int = 200,
         capacity: float = 0.0,
         capacity_steps: int = 100_000,
         capacity_weight: float = 1000.0,
@@ -63,8 +64,8 @@ class VAE(Autoencoder):
             raise ConfigError(f"method.loss {loss} is unknown: choose one of {', '.join(LOSSES)}")
         if variance <= 0 or capacity_steps < 1 or capacity_weight <= 0:
             raise ConfigError("method.variance, method.capacity_steps and method.capacity_weight must be above zero: leave them out")
-        if capacity and (free_bits or warmup_steps):
-            raise ConfigError("method.capacity takes the place of beta: set free_bits and warmup_steps to 0, or capacity to 0")
+        if capacity and free_bits:
+            raise ConfigError("method.capacity and method.free_bits both hold the KL up: set one of them to 0")
         self.beta, self.loss, self.free_bits, self.warmup_steps = beta, loss, free_bits, warmup_steps
         self.capacity, self.capacity_steps, self.capacity_weight = capacity, capacity_steps, capacity_weight
         self.bottleneck = Bottleneck(encoder, kind="global", size=bottleneck_size, width=encoder.embed_dim, moments=2)
@@ -185,7 +186,7 @@ class VAE(Autoencoder):
         if self.capacity:
             allowed = self.capacity * (self.steps / self.capacity_steps).clamp(max=1)
             return self.capacity_weight * (kl.sum() - allowed).abs()
-        beta = self.beta * (self.steps / self.warmup_steps).clamp(max=1) if self.warmup_steps else self.beta
+        beta = self.beta * ((self.steps + 1) / self.warmup_steps).clamp(max=1) if self.warmup_steps else self.beta
         return beta * kl.clamp(min=self.free_bits).sum()
 
     def _batch_mean(self, mean: Tensor) -> Tensor:
