@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from mae.errors import ConfigError
-from mae.keys import FOLDER_OF, FREE, SECTIONS, Config
+from mae.keys import FOLDER_OF, FREE, SECTIONS, Config, spelt
 from mae.nets.sizes import grid, hidden_count, patch_size
 
 DURATIONS = ("epochs", "steps", "minutes")
@@ -93,7 +93,17 @@ def _layers_of(word: str) -> list[dict[str, Any]]:
     section = name.split(".")[0]
     if name.split(".")[1:] == ["name"] and section in FOLDER_OF and value:
         return [*_read(_named_file(section, value)), layer]
+    if name == "encoder.from" and value not in ("", "null"):
+        return [{"encoder": _encoder_of(Path(value))}, layer]
     return [layer]
+
+
+def _encoder_of(run: Path) -> dict[str, Any]:
+    """The architecture of a run's encoder."""
+    file = run / "config.yaml"
+    if not file.is_file():
+        raise ConfigError(f"encoder.from={run} is no run folder, it has no config.yaml: give one such as runs/digits-mae")
+    return {k: v for k, v in _read(file)[-1]["encoder"].items() if k not in ("from", "frozen")}
 
 
 def _named_file(section: str, name: str) -> Path:
@@ -144,14 +154,14 @@ def all_keys(merged: Mapping[str, Any]) -> dict[str, Any]:
             name = (merged.get(section) or {}).get("name")
             keys |= {f"{section}.{k}": v for k, v in (schema(section, name) if name else {}).items()}
         else:
-            keys |= {f"{section}.{f.name}": _default(f) for f in fields(cls)}  # type: ignore[arg-type]
+            keys |= {f"{section}.{spelt(f.name)}": _default(f) for f in fields(cls)}  # type: ignore[arg-type]
     return keys
 
 
 def docs(section: str, name: str | None = None) -> dict[str, str]:
     """The line of help of every key of a section; for methods and protocols the comments of their YAML."""
     if section not in FREE:
-        return {f.name: f.metadata["doc"] for f in fields(SECTIONS[section])}  # type: ignore[arg-type]
+        return {spelt(f.name): f.metadata["doc"] for f in fields(SECTIONS[section])}  # type: ignore[arg-type]
     text = _named_file(section, name or "mae").read_text()
     lines = re.findall(r"^  (\w+):[^#\n]*#\s*(.+)$", text, re.MULTILINE)
     return dict(lines)
@@ -172,6 +182,7 @@ def _typed(merged: Mapping[str, Any]) -> Config:
             _check_type(f"{section}.{name}", value, known[f"{section}.{name}"])
     # YAML reads the bare word off as false
     merged = {**merged, "track": {k: "off" if k == "wandb" and v is False else v for k, v in merged["track"].items()}}
+    merged["encoder"] = {"from_" if k == "from" else k: v for k, v in merged["encoder"].items()}
     try:
         config: Config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(dict(merged))))  # type: ignore[assignment]
     except OmegaConfBaseException as error:
@@ -180,7 +191,7 @@ def _typed(merged: Mapping[str, Any]) -> Config:
         example = f": the default is {default}" if default is not None else ""
         raise ConfigError(f"{where}: {str(error).splitlines()[0]}{example}") from error
     for section, cls in SECTIONS.items():
-        values = merged[section] if section in FREE else vars(getattr(config, section))
+        values = merged[section] if section in FREE else {spelt(k): v for k, v in vars(getattr(config, section)).items()}
         for name, doc in (docs(section, merged[section].get("name")) if values or is_dataclass(cls) else {}).items():
             _check_choice(f"{section}.{name}", values.get(name), doc)
     return config

@@ -6,6 +6,11 @@ from typing import Any
 from omegaconf import OmegaConf
 
 
+def spelt(field_name: str) -> str:
+    """A field's name as users write it: `from` is no name for a Python attribute, so that its field is `from_`."""
+    return field_name.rstrip("_")
+
+
 def key(default: Any, doc: str) -> Any:
     """A configuration key: its default and its line of help. A doc that opens with `a | b | c` limits the values to those."""
     if isinstance(default, list | dict):
@@ -36,7 +41,9 @@ class Data:
 class Encoder:
     """Any timm VisionTransformer by name, and what to change in it (null = as the name says)."""
 
-    name: str = key("vit_base_patch16_224", "timm model name")
+    name: str = key("vit_base_patch16_224", "timm model name; or conv, dense, linear (those take patch_size, embed_dim, depth)")
+    from_: str | None = key(None, "RUN whose encoder this one starts as, architecture included; null = random weights")
+    frozen: bool = key(False, "leave the encoder's weights as they are")
     patch_size: int | None = key(None, "pixels")
     embed_dim: int | None = key(None, "width of a token")
     depth: int | None = key(None, "blocks")
@@ -48,6 +55,11 @@ class Encoder:
     class_token: bool | None = key(None, "a CLS token")
     reg_tokens: int | None = key(None, "register tokens")
     no_embed_class: bool | None = key(None, "no position entries for CLS and registers")
+
+    @property
+    def overrides(self) -> dict[str, Any]:
+        """What is changed in the named architecture."""
+        return {k: v for k, v in vars(self).items() if k not in ("name", "from_", "frozen") and v is not None}
 
 
 @dataclass(frozen=True)
@@ -134,7 +146,8 @@ class Config:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain nested dicts and lists, for YAML and JSON."""
-        return OmegaConf.to_container(OmegaConf.structured(self))  # type: ignore[return-value]
+        plain: dict[str, Any] = OmegaConf.to_container(OmegaConf.structured(self))  # type: ignore[assignment]
+        return {section: {spelt(k): v for k, v in values.items()} for section, values in plain.items()}
 
 
 SECTIONS = {f.name: f.default_factory for f in fields(Config)}

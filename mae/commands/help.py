@@ -15,11 +15,10 @@ def page(usage: str, words: Sequence[str], protocol: str | None) -> str:
         name = getattr(chosen, section).get("name") if section in FREE else None
         if section in FREE and name is None:
             continue
-        values = getattr(chosen, section)
+        values = chosen.as_dict()[section]
         lines.append(f"\n{section}" + (f" ({name})" if name else ""))
         for key, doc in config.docs(section, name).items():
-            value = values.get(key) if isinstance(values, dict) else getattr(values, key)
-            lines.append(f"  {section}.{key}={_show(value)}".ljust(40) + f"  {doc}")
+            lines.append(f"  {section}.{key}={_show(values.get(key))}".ljust(40) + f"  {doc}")
     return "\n".join(lines)
 
 

@@ -1,10 +1,13 @@
 """Pretraining as a job: a method learns from images alone, and is measured when it is done."""
 
+from mae import api
 from mae.commands import closing, job
 from mae.config import Config
 from mae.data.batch import normalise
 from mae.data.sources import Splits
+from mae.errors import ConfigError
 from mae.evaluation import diagnosis
+from mae.methods.base import Autoencoder
 from mae.methods.build import build
 from mae.training.run import RunFolder
 from mae.training.schedule import Plan
@@ -16,7 +19,7 @@ def pretrain(config: Config, folder: RunFolder, splits: Splits, plan: Plan) -> N
         job.Job(
             kind="pretrain",
             name=folder.path.name,
-            build=lambda: build(config),
+            build=lambda: _method(config),
             forward=lambda module, batch: module(normalise(batch.images, config.data), keys=batch.keys),
             held_out=lambda method, device: diagnosis.diagnose(method, splits, config, device=device).figures,
             finish=lambda method, tracker, device, step: closing.close(config, folder, splits, method, tracker, device, step),
@@ -26,3 +29,15 @@ def pretrain(config: Config, folder: RunFolder, splits: Splits, plan: Plan) -> N
         splits,
         plan,
     )
+
+
+def _method(config: Config) -> Autoencoder:
+    """The method with fresh weights, its encoder those of `encoder.from` where one is named."""
+    method = build(config)
+    if config.encoder.from_ is not None:
+        try:
+            method.encoder.load_state_dict(api.load(config.encoder.from_).encoder.state_dict())
+        except RuntimeError as error:
+            what = str(error).splitlines()[-1].strip()
+            raise ConfigError(f"encoder.from={config.encoder.from_} does not fit the encoder that is configured: {what}") from error
+    return method

@@ -1,6 +1,5 @@
 """Training with labels on an encoder: the linear probe and the fine-tuning of the MAE paper, as jobs of the same loop."""
 
-import dataclasses
 import functools
 import time
 from typing import Any
@@ -78,14 +77,13 @@ def _probe(config: Config, encoder: RunFolder, classes: int) -> nn.Module:
 
 
 def _classifier(config: Config, encoder: RunFolder, classes: int) -> nn.Module:
-    overrides = {k: v for k, v in dataclasses.asdict(config.encoder).items() if k != "name" and v is not None}
     return finetuned(
         config.encoder.name,
         mae.load(encoder.path).encoder,
         image_size=config.image_size,
         classes=classes,
         drop_path=config.protocol["drop_path"],
-        overrides=overrides,
+        overrides=config.encoder.overrides,
     )
 
 

@@ -1,6 +1,5 @@
 """From a configuration to a method: what the file of the method's name makes around the encoder."""
 
-import dataclasses
 import importlib
 
 from mae.config import Config
@@ -15,13 +14,15 @@ def build(config: Config) -> Autoencoder:
     A method's file holds one Autoencoder, or a function `create(encoder, **arguments)` where it sets up another file's idea.
     Raises ConfigError where encoder, method and data do not fit each other.
     """
-    overrides = {k: v for k, v in dataclasses.asdict(config.encoder).items() if k != "name" and v is not None}
     arguments = {k: v for k, v in config.method.items() if k != "name"}
     if arguments.get("loss") == "bce" and any((*config.data.mean, *(s - 1 for s in config.data.std))):
         raise ConfigError(
             "method.loss=bce takes pixels in [0, 1], but data.mean and data.std move them: set mean to 0 and std to 1, or loss=mse"
         )
-    encoder = encoders.create(config.encoder.name, image_size=config.image_size, channels=config.data.channels, overrides=overrides)
+    name, overrides = config.encoder.name, config.encoder.overrides
+    encoder = encoders.create(name, image_size=config.image_size, channels=config.data.channels, overrides=overrides)
+    if config.encoder.frozen:
+        encoder.requires_grad_(False)
     module = importlib.import_module(f"mae.methods.{config.method['name']}")
     return (getattr(module, "create", None) or class_in(module))(encoder, **arguments)
 

@@ -21,11 +21,11 @@ def sizes(encoder: nn.Module, depth: int | str, width: int | str, heads: int | s
     """(depth, width, heads) of the decoder of an encoder, each as given or 'auto'.
 
     `auto` is the paper's 8 blocks of 512 for encoders at least 768 wide; smaller ones get a quarter of their blocks at half their
-    width; heads are 32 wide. Raises ConfigError where the heads do not divide the width.
+    width, at least 64 unless they are narrower themselves; heads are 32 wide. Raises ConfigError where the heads do not divide the width.
     """
     large = encoder.embed_dim >= 768
     depth = (8 if large else max(1, len(encoder.blocks) // 4)) if depth == "auto" else int(depth)
-    width = (512 if large else encoder.embed_dim // 2) if width == "auto" else int(width)
+    width = (512 if large else min(encoder.embed_dim, max(64, encoder.embed_dim // 2))) if width == "auto" else int(width)
     heads = max(1, width // 32) if heads == "auto" else int(heads)
     if width % heads:
         nearest = max(width // heads, 1) * heads
