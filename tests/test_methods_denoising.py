@@ -237,3 +237,13 @@ def test_the_yaml_lists_every_argument_with_the_constructors_default():
     arguments = {n: p.default for n, p in signature.items() if p.kind is p.KEYWORD_ONLY}
     assert {k: v for k, v in config.schema("method", "denoising").items() if k != "name"} == arguments
     assert set(config.docs("method", "denoising")) >= set(arguments)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gaussian", "salt_pepper", "patch_pca"])
+def test_it_compiles_to_one_graph(name):
+    method, (images, keys) = small(f"method.corruption={name}"), inputs()
+    state = {k: v.clone() for k, v in method.state_dict().items()}
+    expected = method(images, keys=keys).loss
+    method.load_state_dict(state)
+    torch.testing.assert_close(torch.compile(method, backend="aot_eager", fullgraph=True)(images, keys=keys).loss, expected)
