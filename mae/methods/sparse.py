@@ -207,12 +207,13 @@ class Sparse(Autoencoder):
     def _alarms(self, figures: dict[str, float]) -> list[str]:
         units, alarms = self.dictionary.units, []
         weaker = {"topk": "raise method.k", "l1": "lower method.l1", "kl": "raise method.rho"}[self.kind]
-        stronger = {"topk": "lower method.k", "l1": "raise method.l1", "kl": "lower method.rho or raise method.beta"}[self.kind]
-        if figures["dead_share"] > 0.5:
+        stronger = {"topk": "lower method.k", "l1": "raise method.l1", "kl": "raise optim.weight_decay or set method.kind=topk"}[self.kind]
+        if figures["hoyer"] < 0.5:
+            near = "every unit stays near method.rho, and the decoder reads small differences; " if self.kind == "kl" else ""
+            alarms.append(f"the code is not sparse: Hoyer's measure is {figures['hoyer']:.2f} of 1; {near}{stronger}")
+        elif figures["dead_share"] > 0.5:
             remedy = "lower method.dead_after or method.expansion" if self.kind == "topk" else f"{weaker} or lower method.expansion"
             alarms.append(f"{100 * figures['dead_share']:.0f}% of the {units} units are dead: no held-out token activates them; {remedy}")
-        if figures["l0"] > units / 4:
-            alarms.append(f"the code is not sparse: a token activates {figures['l0']:.0f} of {units} units; {stronger}")
         if figures["r2"] < 0.05:
             share = 100 * figures["r2"]
             alarms.append(f"the code explains {share:.0f}% of the variance on held-out images: {weaker}, or change optim.base_lr")

@@ -28,7 +28,7 @@ COLLAPSED = 0.05  # of the codes in use, by perplexity: below it the codebook ha
 
 
 class VQVAE(Autoencoder):
-    """One code for every patch of a ViT, every place of a convolutional encoder.
+    """One code for every patch of a ViT, every place of a convolutional encoder; latents are standardised before (not in the paper).
 
     The data's variance is that of the first training batch, all ranks together, and is kept from then on. Raises ConfigError for
     settings that mean nothing.
@@ -66,6 +66,7 @@ class VQVAE(Autoencoder):
         self.commitment = commitment
         self.project = nn.Linear(encoder.embed_dim, self.quantiser.width)
         vit.initialise(self.project)
+        self.standardise = quantise.Standardise(self.quantiser.width)
         self.decoder = image_decoder(encoder, depth=decoder_depth, width=decoder_width, heads=decoder_heads, inputs=self.quantiser.width)
         self.prior = _prior(self.quantiser.size, encoder, prior_depth, prior_width)
         self.register_buffer("prior_steps", torch.zeros((), dtype=torch.int64))  # that it was fitted for
@@ -141,7 +142,7 @@ class VQVAE(Autoencoder):
 
     def _latents(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, N, code_width), before quantisation."""
-        return self.project(self.encoder.forward_features(images)[:, self.encoder.num_prefix_tokens :]).float()
+        return self.standardise(self.project(self.encoder.forward_features(images)[:, self.encoder.num_prefix_tokens :]))
 
     @torch.no_grad()
     def _variance(self, images: Tensor) -> Tensor:
