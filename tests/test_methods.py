@@ -1,0 +1,147 @@
+"""What every method of configs/methods promises: found by its files, schema = constructor, learns bare on digits, nothing left over."""
+
+import importlib
+import inspect
+import math
+
+import pytest
+import torch
+
+import mae
+from mae import config
+from mae.data.sources import open_splits
+from mae.errors import ConfigError
+from mae.evaluation import diagnosis
+from mae.methods.build import class_in
+
+NAMES = sorted(p.stem for p in (config.configs_folder() / "methods").glob("*.yaml"))
+LEARNING = [name for name in NAMES if name not in ("pca", "pixels", "untrained")]
+
+
+def words(name, *more):
+    return [f"configs/methods/{name}.yaml", "encoder.depth=2", "encoder.embed_dim=32", *more]
+
+
+@pytest.fixture(scope="module")
+def images():
+    cfg = config.load([])
+    splits = open_splits(cfg.data)
+    pixels = torch.stack([torch.from_numpy(splits.train.read(i)).permute(2, 0, 1) for i in range(64)])
+    return (pixels / 255 - cfg.data.mean[0]) / cfg.data.std[0]
+
+
+def train(method, images, steps, dtype=None):
+    optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=2e-3)
+    scaler = torch.amp.GradScaler("cpu", enabled=dtype == torch.float16)
+    losses = []
+    for step in range(steps):
+        with torch.autocast("cpu", dtype, enabled=dtype is not None):
+            loss = method(images, keys=torch.arange(len(images)) + 1000 * step).loss
+        scaler.scale(loss).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+def test_every_relative_is_there():
+    expected = "pixels untrained pca ae denoising sparse contractive vae beta_vae vq_vae kl_ae mae crossmae"
+    assert set(expected.split()) <= set(NAMES)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_yaml_lists_every_argument_with_its_default(name):
+    module = importlib.import_module(f"mae.methods.{name}")
+    makers = [getattr(module, "create", None) or class_in(module)]
+    if any(
+        p.kind is p.VAR_KEYWORD for p in inspect.signature(makers[0]).parameters.values()
+    ):  # the others are those of the class it sets up
+        makers.insert(0, type(mae.create(words(name))))
+    parameters = [p for maker in makers for p in inspect.signature(maker).parameters.values()]
+    arguments = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
+    assert config.schema("method", name) == {"name": name, **arguments}
+    documented = config.docs("method", name)
+    assert documented.keys() >= arguments.keys()
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_every_parameter_learns_and_the_loss_falls(name, images):
+    method = mae.create(words(name)).train()
+    output = method(images, keys=torch.arange(len(images)))
+    output.loss.backward()
+    assert [n for n, p in method.named_parameters() if p.requires_grad and p.grad is None] == []
+    assert all(v.ndim == 0 and not v.requires_grad for v in output.metrics.values())
+    losses = train(mae.create(words(name)).train(), images, 40)
+    assert all(map(math.isfinite, losses))
+    assert sum(losses[-5:]) < sum(losses[:5])
+
+
+@pytest.mark.parametrize("name", LEARNING)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_the_loss_is_finite_and_falls_in_half_precision(name, dtype, images):
+    losses = train(mae.create(words(name)).train(), images, 25, dtype)
+    assert all(map(math.isfinite, losses))
+    assert sum(losses[-5:]) < sum(losses[:5])
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_a_loss_depends_on_nothing_but_images_and_keys(name, images):
+    keys = torch.arange(len(images))
+    losses = []
+    for seed in (1, 2):
+        method = mae.create(words(name)).train()
+        torch.manual_seed(seed)
+        losses.append(method(images, keys=keys).loss)
+    assert torch.equal(*losses)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_features_are_deterministic_and_a_code_goes_back_to_an_image(name, images):
+    method = mae.create(words(name)).eval()
+    if hasattr(method, "fit"):
+        method.fit([(images, None)])
+    with torch.no_grad():
+        assert torch.equal(method.encode(images), method.encode(images))
+        if hasattr(method, "latent"):
+            assert method.encode(images, "latent").shape[0] == len(images)
+        if hasattr(method, "decode"):
+            assert method.decode(method.latent(images)).shape == images.shape
+        if hasattr(method, "reconstruct"):
+            assert method.reconstruct(images).shape == images.shape
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_method_is_diagnosed(name):
+    cfg = config.load(words(name))
+    found = diagnosis.diagnose(mae.create(words(name)), open_splits(cfg.data), cfg, device="cpu", limit=64)
+    assert found.figures["feature_rank"] > 0
+    assert all(math.isfinite(v) for v in found.figures.values())
+    if name in LEARNING:
+        assert any("not left the plateau" in s for s in found.sentences)
+
+
+def test_collapsed_features_are_told():
+    cfg = config.load(words("mae"))
+    method = mae.create(words("mae"))
+    torch.nn.init.zeros_(method.encoder.norm.weight)
+    found = diagnosis.diagnose(method, open_splits(cfg.data), cfg, device="cpu", limit=64)
+    assert not found.learning
+    assert any("features have collapsed" in s for s in found.sentences)
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["configs/methods/ae.yaml", "method.bottleneck_size=100"], "no bottleneck"),
+        (["configs/methods/ae.yaml", "method.loss=bce"], "set mean to 0 and std to 1"),
+        (["configs/methods/pca.yaml", "method.components=65"], "from 1 to the 64 values"),
+        (["configs/methods/pixels.yaml", "method.side=0"], "leaves no pixel"),
+        (["configs/methods/crossmae.yaml", "encoder.name=conv"], "choose a ViT"),
+        (["configs/methods/ae.yaml", "encoder.name=conv", "data.image_size=9", "encoder.patch_size=3"], "a power of two"),
+    ],
+)
+def test_bad_settings_are_refused_in_one_sentence(words, says):
+    with pytest.raises(ConfigError, match=says) as error:
+        mae.create(words)
+    assert "\n" not in str(error.value)
