@@ -11,6 +11,7 @@ Burgess et al., arXiv:1804.03599, equation 8: capacity_weight * |KL - C| with C 
 
 import math
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -105,7 +106,7 @@ class VAE(Autoencoder):
     @torch.no_grad()
     def sample(self, n: int, seed: int = 0) -> Tensor:
         """Images (n, C, H, W) decoded from the prior; image i is a function of (seed, i)."""
-        keys = torch.from_numpy(keyed.hash_integers(seed, torch.arange(n).numpy())).to(self.steps.device)
+        keys = torch.from_numpy(keyed.hash_integers(seed, np.arange(n))).to(self.steps.device)
         return self.decode(keyed.normal(keys, self.bottleneck.size, "latent"))
 
     @torch.no_grad()
@@ -140,8 +141,8 @@ class VAE(Autoencoder):
         posterior = Gaussian(*(torch.cat(parts).double() for parts in zip(*found, strict=True)))
         kl = posterior.kl().mean(0)
         k = len(kl)
-        active = int((posterior.mean.var(0) > ACTIVE).sum())
-        covariance = posterior.mean.T.cov().view(k, k) + posterior.log_variance.exp().mean(0).diag()
+        active = int((posterior.mean.var(0, correction=0) > ACTIVE).sum())
+        covariance = posterior.mean.T.cov(correction=0).view(k, k) + posterior.log_variance.exp().mean(0).diag()
         figures = {
             "kl": float(kl.sum()),
             "kl_per_dimension/mean": float(kl.mean()),
@@ -155,7 +156,7 @@ class VAE(Autoencoder):
             "beta_norm": self.beta * k / self.pixels,
         }
         alarms = []
-        if active == 0:
+        if active == 0 and len(posterior.mean) > 1:
             alarms.append(
                 f"posterior collapse: none of the {k} latents depends on the image (KL {figures['kl']:.2f} nats), so that every "
                 "reconstruction is the same: lower method.beta, or set method.free_bits=0.1 or method.warmup_steps"
