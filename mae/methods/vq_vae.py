@@ -24,6 +24,7 @@ from mae.nets.decoder import image_decoder
 from mae.nets.statistics import global_mean
 
 CODEBOOKS = ("ema", "gradient", "fsq")
+LEVELS = [8, 5, 5, 5]  # 1,000 codes: Mentzer et al., arXiv:2309.15505, table 1
 COLLAPSED = 0.05  # of the codes in use, by perplexity: below it the codebook has collapsed
 
 
@@ -46,7 +47,7 @@ class VQVAE(Autoencoder):
         commitment: float = 0.25,
         decay: float = 0.99,
         restart_below: float = 0.05,
-        levels: Sequence[int] | str = "auto",
+        levels: Sequence[int] = LEVELS,
         prior_depth: int = 4,
         prior_width: int | str = "auto",
         decoder_depth: int | str = "auto",
@@ -57,7 +58,7 @@ class VQVAE(Autoencoder):
         if codebook not in CODEBOOKS:
             raise ConfigError(f"method.codebook {codebook} is unknown: choose one of {', '.join(CODEBOOKS)}")
         if codebook == "fsq":
-            self.quantiser = quantise.FSQ(_levels(levels, encoder.embed_dim))
+            self.quantiser = quantise.FSQ(_levels(levels))
         else:
             size = min(512, 2 * encoder.embed_dim) if codebook_size == "auto" else int(codebook_size)
             _check(size, code_width, commitment, decay, restart_below)
@@ -134,9 +135,10 @@ class VQVAE(Autoencoder):
         alarms = []
         possible = min(self.quantiser.size, len(found))
         if perplexity < max(COLLAPSED * possible, 1.5):
+            fixed = isinstance(self.quantiser, quantise.FSQ)
+            remedy = "choose smaller method.levels" if fixed else "raise method.restart_below or set method.codebook=fsq"
             alarms.append(
-                f"index collapse: of {self.quantiser.size} codes about {perplexity:.1f} carry all held-out images: lower optim.base_lr, "
-                "raise method.restart_below, or set method.codebook=fsq"
+                f"index collapse: of {self.quantiser.size} codes about {perplexity:.1f} carry all held-out images: lower optim.base_lr, {remedy}"
             )
         return Diagnosis({"perplexity": perplexity, "codebook_usage": usage, "codebook_size": float(self.quantiser.size)}, alarms)
 
@@ -154,11 +156,10 @@ class VQVAE(Autoencoder):
         return known
 
 
-def _levels(levels: Sequence[int] | str, embed_dim: int) -> list[int]:
-    chosen = ([8, 5, 5, 5] if embed_dim >= 256 else [5, 5, 5]) if levels == "auto" else levels
-    if isinstance(chosen, str) or not chosen or any(int(level) != level or level < 2 for level in chosen):
-        raise ConfigError(f"method.levels {levels} must be a list of whole numbers of at least 2: try [8, 5, 5, 5]")
-    return [int(level) for level in chosen]
+def _levels(levels: Sequence[int]) -> Sequence[int]:
+    if not levels or any(not isinstance(level, int) or level < 2 for level in levels):
+        raise ConfigError(f"method.levels {levels} must be whole numbers of at least 2: try {LEVELS}")
+    return levels
 
 
 def _check(size: int, width: int, commitment: float, decay: float, restart_below: float) -> None:

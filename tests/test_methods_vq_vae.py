@@ -1,0 +1,293 @@
+"""Properties of vector quantisation, its codebooks and the prior over codes."""
+
+import inspect
+import math
+
+import pytest
+import torch
+from sklearn.cluster import KMeans
+from two_ranks import on_two_ranks, trained
+
+import mae
+from mae import config
+from mae.errors import ConfigError
+from mae.nets import prior, quantise
+from mae.nets.quantise import FSQ, Codebook, Standardise
+
+SMALL = ["configs/methods/vq_vae.yaml", "encoder.embed_dim=32", "encoder.depth=1", "method.code_width=8"]
+
+
+def small(*words):
+    return mae.create([*SMALL, "method.codebook_size=16", *words])
+
+
+def stripes(count=32):
+    """Images (B, 1, 8, 8) of a few kinds of patches, and their keys."""
+    generator = torch.Generator().manual_seed(0)
+    kinds = torch.randn(6, 2, 2, generator=generator)
+    chosen = kinds[torch.randint(6, (count, 4, 4), generator=generator)]  # (B, 4, 4, 2, 2)
+    return chosen.permute(0, 1, 3, 2, 4).reshape(count, 1, 8, 8), torch.arange(count)
+
+
+def codebook(**changes):
+    return Codebook(**{"size": 16, "width": 4, "decay": 0.9, "restart_below": 0.1, "learned": False, **changes})
+
+
+def latents(count=64, places=8, width=4, seed=0):
+    return torch.randn(count, places, width, generator=torch.Generator().manual_seed(seed)), torch.arange(count)
+
+
+def descend(method, images, keys, steps, rate=3e-3, dtype=None):
+    """Losses of `steps` of AdamW."""
+    optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=rate)
+    losses = []
+    for _ in range(steps):
+        with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
+            loss = method(images, keys=keys).loss
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    return losses
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_straight_through_hands_the_gradient_on_unchanged(learned):
+    z, keys = latents()
+    z.requires_grad_()
+    book = codebook(learned=learned)
+    quantised = book(z, keys)
+    slope = torch.randn(z.shape)
+    assert torch.equal(torch.autograd.grad((quantised.vectors * slope).sum(), z, retain_graph=True)[0], slope)
+    gradient = torch.autograd.grad(quantised.commitment, z)[0]
+    book.eval()
+    assert gradient.abs().sum() > 0
+    if learned:  # reconstruction does not move the codes, their own loss does
+        fresh = book(z, keys)
+        assert torch.autograd.grad(fresh.vectors.sum(), book.vectors, allow_unused=True)[0] is None
+        assert torch.autograd.grad(fresh.codebook_loss, book.vectors)[0].abs().sum() > 0
+
+
+def test_the_chosen_code_is_the_nearest_far_from_the_origin_and_under_autocast():
+    generator = torch.Generator().manual_seed(0)
+    rows, vectors = (torch.randn(n, 16, generator=generator) + 30 for n in (500, 64))
+    exact = (rows[:, None].double() - vectors.double()).square().sum(2)
+    with torch.autocast("cpu", torch.bfloat16):
+        chosen = quantise.nearest(rows, vectors)
+    assert (exact.gather(1, chosen[:, None])[:, 0] <= exact.min(1).values * (1 + 1e-5)).all()
+
+
+@pytest.mark.parametrize("levels", [[2], [5, 5, 5], [8, 5, 5, 5], [4, 3, 2]])
+def test_fsq_codes_and_levels_are_a_bijection(levels):
+    fsq = FSQ(levels)
+    indices = torch.arange(fsq.size)
+    vectors = fsq.vectors_of(indices)
+    assert fsq.size == math.prod(levels)
+    assert len(vectors.unique(dim=0)) == fsq.size
+    assert [len(column.unique()) for column in vectors.T] == levels
+    assert torch.equal(fsq.indices((vectors * 0.999).atanh()), indices)
+    z = torch.randn(2, 50, len(levels), requires_grad=True)
+    made = fsq(z, torch.arange(2)).vectors
+    assert ((made - z.tanh()).abs() <= 1 / (torch.tensor(levels) - 1) + 1e-6).all()
+    slope = torch.autograd.grad(made.sum(), z)[0]
+    torch.testing.assert_close(slope, 1 - z.detach().tanh() ** 2)
+
+
+def test_an_average_codebook_is_sums_over_counts_and_goes_to_the_mean_of_its_latents():
+    z, keys = latents()
+    book = codebook(restart_below=0.0)
+    book(z, keys)
+    for _ in range(200):
+        indices = book(z, keys).indices
+    assert torch.equal(book(z, keys).indices, indices)  # settled
+    for code in range(16):
+        torch.testing.assert_close(book.vectors[code], z[indices == code].mean(0), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(book.shares.sum(), torch.tensor(1.0))
+
+
+def test_k_means_starts_with_most_codes_in_use_even_among_many_equal_latents():
+    z, keys = latents(width=2)
+    z[:, 2:] = 0.5  # as the background of digits
+    quantised = codebook(width=2)(z, keys)
+    assert (quantised.shares > 0).float().mean() > 0.8
+    best = KMeans(16, n_init=5, random_state=0).fit(z.flatten(0, 1).numpy()).inertia_ / z.numel()
+    assert quantised.commitment < 1.4 * best
+    whole, half = (quantise.kmeans(z[order], keys[order], 16) for order in (torch.arange(64), torch.arange(64).flip(0)))
+    torch.testing.assert_close(whole, half)  # no matter in which order the samples come
+
+
+def test_dead_codes_are_revived_where_the_error_is():
+    z, keys = latents()
+    for learned in (False, True):
+        book = codebook(learned=learned)
+        book(z, keys)
+        with torch.no_grad():
+            book.vectors[4:] = 1000.0
+        before = book(z, keys)
+        assert int((before.shares > 0).sum()) <= 4
+        for _ in range(20):
+            after = book(z, keys)
+        assert int((after.shares > 0).sum()) == 16
+        assert after.commitment < 0.6 * before.commitment
+    never = codebook(restart_below=0.0)
+    never(z, keys)
+    never.vectors[4:] = 1000.0
+    for _ in range(40):
+        never(z, keys)
+    assert (never.vectors[4:] == 1000.0).all()
+
+
+def test_latents_are_standardised_by_the_batch_and_later_by_what_was_seen():
+    z, _ = latents()
+    layer = Standardise(4)
+    for _ in range(3):
+        made = layer(3 * z + 100)
+    torch.testing.assert_close(made.mean((0, 1)), torch.zeros(4), atol=1e-4, rtol=0)
+    torch.testing.assert_close(made.std((0, 1), correction=0), torch.ones(4), atol=1e-3, rtol=0)
+    torch.testing.assert_close(layer.eval()(3 * z + 100), made, atol=1e-3, rtol=1e-3)
+
+
+def train_small(rank, world):
+    """Four steps with restarts; what must not depend on how the batch is spread."""
+    method = small("method.decay=0.5", "method.restart_below=0.3")
+    losses, metrics = trained(method, *stripes(8), rank, world, 4, 0.05)
+    return {"losses": losses, "perplexity": metrics["perplexity"], **method.quantiser.state_dict(), "variance": method.variance}
+
+
+def test_two_ranks_are_one_with_the_batch_of_both(tmp_path):
+    both, one = on_two_ranks(train_small, tmp_path), train_small(0, 1)
+    for name, value in one.items():
+        found = (both[0][name] + both[1][name]) / 2 if name == "losses" else both[0][name]
+        torch.testing.assert_close(found, value, rtol=1e-4, atol=1e-5, msg=name)
+        if name != "losses":
+            assert torch.equal(both[0][name], both[1][name])
+    assert one["started"]
+    assert one["perplexity"] > 2
+
+
+@pytest.mark.parametrize("kind", ["ema", "gradient", "fsq"])
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=["fp32", "bf16"])
+def test_the_loss_falls_and_every_parameter_learns(kind, dtype):
+    method = small(f"method.codebook={kind}")
+    images, keys = stripes()
+    losses = descend(method, images, keys, 40, dtype=dtype)
+    assert all(map(math.isfinite, losses))
+    assert sum(losses[-5:]) < 0.7 * sum(losses[1:6])
+    missing = [n for n, p in method.named_parameters() if p.requires_grad and p.grad is None]
+    assert missing == []
+    method.eval()
+    assert torch.equal(method.decode(method.latent(images)), method.reconstruct(images))
+    assert method.diagnose([(images, keys)]).figures["perplexity"] > 1.5
+
+
+def test_a_batch_twice_is_a_batch_once_and_the_variance_stays():
+    method, images, keys = small().eval(), *stripes()
+    once, twice = (method(images.repeat(n, 1, 1, 1), keys=keys.repeat(n)).loss for n in (1, 2))
+    torch.testing.assert_close(once, twice)
+    method.train()
+    method(images, keys=keys)
+    torch.testing.assert_close(method.variance, images.var(correction=0))
+    method(5 * images, keys=keys)
+    torch.testing.assert_close(method.variance, images.var(correction=0))
+
+
+def test_scaled_images_have_the_same_loss():
+    """The reconstruction's price is in units of the data's variance, so that the commitment weighs the same."""
+    images, keys = stripes()
+    losses = []
+    for scale in (1.0, 10.0):
+        method = small().eval()
+        made = method.reconstruct(images)
+        method.encoder.forward = None
+        method.decoder.forward = lambda code, made=made, scale=scale: scale * made
+        method._latents = lambda _: torch.ones(32, 16, 8)
+        losses.append(method(scale * images, keys=keys).loss)
+    torch.testing.assert_close(losses[0], losses[1])
+
+
+def test_index_collapse_alarms():
+    method, images, keys = small().eval(), *stripes()
+    assert method.diagnose([(images, keys)]).figures.keys() >= {"perplexity", "codebook_usage"}
+    method.quantiser.vectors[1:] = 1e3
+    diagnosis = method.diagnose([(images[:16], keys[:16]), (images[16:], keys[16:])])
+    assert diagnosis.figures["perplexity"] == pytest.approx(1)
+    assert "index collapse" in diagnosis.alarms[0]
+
+
+def test_perplexity_is_of_all_held_out_images_together():
+    method, images, keys = small().train(), *stripes()
+    method(images, keys=keys)
+    method.eval()
+    parts = [(images[i : i + 1], keys[i : i + 1]) for i in range(32)]
+    assert method.diagnose(parts).figures == method.diagnose([(images, keys)]).figures
+
+
+def test_the_prior_learns_what_follows_what_and_samples_it():
+    net = prior.Prior(codes=5, places=6, width=32, depth=2, heads=2)
+    first = torch.arange(5).repeat(20)[:, None]
+    codes = (first + torch.arange(6)) % 5  # every code is followed by the next
+    assert net.nats(codes).mean().detach() == pytest.approx(math.log(5), abs=1e-5)
+    prior.fit(net, codes, steps=120, batch_size=32, learning_rate=3e-3, seed=0)
+    nats = float(net.nats(codes).detach().mean())
+    assert math.log(5) / 6 - 0.02 < nats < 0.5 * math.log(5)  # only the first code is a surprise
+    drawn = net.sample(torch.arange(50))
+    assert ((drawn[:, 1:] - drawn[:, :-1]) % 5 == 1).float().mean() > 0.95
+    assert len(drawn[:, 0].unique()) == 5
+    assert torch.equal(net.sample(torch.arange(50))[7:9], net.sample(torch.arange(7, 9)))
+    changed = codes.clone()
+    changed[:, 4:] = 0
+    torch.testing.assert_close(net(codes)[:, :5], net(changed)[:, :5])  # the past does not see the future
+
+
+def test_images_are_sampled_from_a_fitted_prior_which_is_saved_with_the_model():
+    method, images, keys = small("method.prior_depth=1").train(), *stripes()
+    method(images, keys=keys)
+    method.eval()
+    with pytest.raises(ConfigError, match="fit_prior"):
+        method.sample(2)
+    trainable = [n for n, p in method.named_parameters() if p.requires_grad]
+    nats = method.fit_prior([(images, keys)], steps=40, batch_size=16)
+    assert nats < math.log(16)
+    assert [n for n, p in method.named_parameters() if p.requires_grad] == trainable
+    made = method.sample(4, seed=1)
+    assert made.shape == (4, 1, 8, 8)
+    again = small("method.prior_depth=1").eval()
+    again.load_state_dict(method.state_dict(), strict=True)
+    torch.testing.assert_close(again.sample(4, seed=1), made)
+    assert not torch.equal(method.sample(4, seed=2), made)
+
+
+def test_a_convolutional_encoder_has_a_code_for_every_place():
+    method = small("encoder.name=conv", "encoder.patch_size=4")
+    images, keys = stripes(4)
+    method(images, keys=keys).loss.backward()
+    assert method.indices(images).shape == (4, 4)
+    assert method.reconstruct(images).shape == images.shape
+
+
+@pytest.mark.parametrize(
+    ("words", "way_out"),
+    [
+        (["method.codebook_size=1"], "at least 2"),
+        (["method.codebook=vqgan"], "ema, gradient, fsq"),
+        (["method.commitment=-1"], "0 or more"),
+        (["method.decay=1"], "below 1"),
+        (["method.restart_below=1"], "try 0.05"),
+        (["method.code_width=0"], "at least 1"),
+        (["method.codebook=fsq", "method.levels=[5,1]"], "at least 2"),
+        (["method.codebook=fsq", "method.levels=[]"], "try"),
+    ],
+    ids=lambda words: words[-1] if isinstance(words, list) else "",
+)
+def test_bad_settings_are_refused(words, way_out):
+    with pytest.raises(ConfigError, match=way_out):
+        small(*words)
+
+
+def test_the_yaml_lists_every_argument_with_the_constructors_default():
+    from mae.methods.vq_vae import VQVAE
+
+    signature = inspect.signature(VQVAE.__init__).parameters
+    arguments = {n: p.default for n, p in signature.items() if p.kind is p.KEYWORD_ONLY}
+    assert {k: v for k, v in config.schema("method", "vq_vae").items() if k != "name"} == arguments
+    assert set(config.docs("method", "vq_vae")) >= set(arguments)
