@@ -97,7 +97,7 @@ def _write(file: Path, budget: str, tables: list[tuple[str, list[Path], int]], c
                 [100 * f["explained_variance_target"] for f in figures if f.get("loss") is not None]
             ),
             "images": f"{images:,}" if images else "-",
-            "training TFLOP": f"{costs[name] * images / 1e12:.1f}" if images else "-",
+            "training TFLOP": f"{costs[name] * images / 1e12:.3g}" if images else "-",
         }
         stuck = any(f.get("loss", 0) > f.get("baseline/mean_image", float("inf")) * 0.95 for f in figures)
         rows.append(

@@ -15,7 +15,10 @@ def text(entries: Sequence[Entry]) -> str:
     by_cell = {(e["encoder"]["name"], e["protocol"]): e for e in entries}
     rows = [["accuracy, %", *protocols]]
     for encoder in encoders:
-        rows.append([_label(encoder), *(_cell(by_cell.get((encoder, p))) for p in protocols)])
+        own = [by_cell.get((encoder, p)) for p in protocols]
+        rows.append([_label(encoder), *(_cell(e) for e in own)])
+        if any(e and "accuracy_latent" in e["metrics"] for e in own):
+            rows.append(["  its code", *(_cell(e, "_latent") for e in own)])
     first = by_cell[encoders[0], protocols[0]]
     notes = [f"{first['data'].split('@')[0]}, {first['split']} split, n = {_count(first)}; ± {_spreads(entries)}"]
     notes += [sentence for p in protocols if (sentence := _winner(p, encoders, by_cell))]
@@ -28,12 +31,13 @@ def _label(encoder: str) -> str:
     )
 
 
-def _cell(entry: Entry | None) -> str:
-    if entry is None:
+def _cell(entry: Entry | None, pool: str = "") -> str:
+    """The accuracy of mean-pooled features, or of another pool (`_latent`), with its spread."""
+    if entry is None or f"accuracy{pool}" not in entry["metrics"]:
         return "-"
     metrics = entry["metrics"]
-    spread = metrics.get("accuracy_std", metrics.get("accuracy_ci95"))
-    return f"{metrics['accuracy']:.1f}" + (f" ± {spread:.1f}" if spread is not None else "")
+    spread = metrics.get(f"accuracy{pool}_std", metrics.get(f"accuracy{pool}_ci95"))
+    return f"{metrics[f'accuracy{pool}']:.1f}" + (f" ± {spread:.1f}" if spread is not None else "")
 
 
 def _count(entry: Entry) -> str:
