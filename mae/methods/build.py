@@ -17,7 +17,7 @@ def build(config: Config) -> Autoencoder:
     arguments = {k: v for k, v in config.method.items() if k != "name"}
     if arguments.get("loss") == "bce" and any((*config.data.mean, *(s - 1 for s in config.data.std))):
         raise ConfigError(
-            "method.loss=bce takes pixels in [0, 1], but data.mean and data.std move them: set mean to 0 and std to 1, or choose another loss"
+            "method.loss=bce takes pixels in [0, 1], but data.mean and data.std move them: set mean to 0 and std to 1, or another loss"
         )
     name, overrides = config.encoder.name, config.encoder.overrides
     encoder = encoders.create(name, image_size=config.image_size, channels=config.data.channels, overrides=overrides)
