@@ -144,7 +144,17 @@ def test_latents_are_standardised_by_the_batch_and_later_by_what_was_seen():
         made = layer(3 * z + 100)
     torch.testing.assert_close(made.mean((0, 1)), torch.zeros(4), atol=1e-4, rtol=0)
     torch.testing.assert_close(made.std((0, 1), correction=0), torch.ones(4), atol=1e-3, rtol=0)
+    torch.testing.assert_close(layer.as_seen(3 * z + 100), made, atol=1e-3, rtol=1e-3)
     torch.testing.assert_close(layer.eval()(3 * z + 100), made, atol=1e-3, rtol=1e-3)
+
+
+def test_looking_changes_nothing_in_training_mode():
+    method, images, keys = small().train(), *stripes()
+    method(images, keys=keys)
+    before = {k: v.clone() for k, v in method.state_dict().items()}
+    method.reconstruct(5 * images)
+    method.diagnose([(5 * images, keys)])
+    assert all(torch.equal(v, before[k]) for k, v in method.state_dict().items())
 
 
 def train_small(rank, world):

@@ -49,7 +49,7 @@ class Sparse(Autoencoder):
         encoder: nn.Module,
         *,
         kind: str = "topk",
-        expansion: float = 8,
+        expansion: int = 8,
         k: int | str = "auto",
         k_aux: int | str = "auto",
         aux_weight: float = 0.03125,
@@ -65,7 +65,7 @@ class Sparse(Autoencoder):
         if kind not in KINDS:
             raise ConfigError(f"method.kind {kind} is unknown: choose one of {', '.join(KINDS)}")
         width = encoder.embed_dim
-        units = round(expansion * width)
+        units = expansion * width
         self.of_tokens = not any(p.requires_grad for p in encoder.parameters())
         self.kind, self.aux_weight, self.rho, self.beta = kind, aux_weight, rho, beta
         self.k = max(4, width // 24) if k == "auto" else int(k)  # the paper's 32 of GPT-2's 768

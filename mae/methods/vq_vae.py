@@ -75,7 +75,7 @@ class VQVAE(Autoencoder):
 
     def forward(self, images: Tensor, *, keys: Tensor) -> Output:
         """The loss of images (B, C, H, W); the keys decide where k-means starts and what becomes of dead codes."""
-        code = self.quantiser(self._latents(images), keys)
+        code = self.quantiser(self.standardise(self._latents(images)), keys)
         error = losses.squared_error(self.decoder(code.vectors), images) / images[0].numel()
         loss = error / self._variance(images) + code.codebook_loss + self.commitment * code.commitment
         metrics = {
@@ -88,7 +88,7 @@ class VQVAE(Autoencoder):
 
     def indices(self, images: Tensor) -> Tensor:
         """The code of every place of images (B, C, H, W): (B, N) int64."""
-        return self.quantiser.indices(self._latents(images))
+        return self.quantiser.indices(self.standardise.as_seen(self._latents(images)))
 
     def latent(self, images: Tensor) -> Tensor:
         """The codes' vectors (B, N, code_width)."""
@@ -137,14 +137,13 @@ class VQVAE(Autoencoder):
         if perplexity < max(COLLAPSED * possible, 1.5):
             fixed = isinstance(self.quantiser, quantise.FSQ)
             remedy = "choose smaller method.levels" if fixed else "raise method.restart_below or set method.codebook=fsq"
-            alarms.append(
-                f"index collapse: of {self.quantiser.size} codes about {perplexity:.1f} carry all held-out images: lower optim.base_lr, {remedy}"
-            )
+            carry = f"of {self.quantiser.size} codes about {perplexity:.1f} carry all held-out images"
+            alarms.append(f"index collapse: {carry}: lower optim.base_lr, {remedy}")
         return Diagnosis({"perplexity": perplexity, "codebook_usage": usage, "codebook_size": float(self.quantiser.size)}, alarms)
 
     def _latents(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, N, code_width), before quantisation."""
-        return self.standardise(self.project(self.encoder.forward_features(images)[:, self.encoder.num_prefix_tokens :]))
+        """(B, C, H, W) -> (B, N, code_width), to be standardised and quantised."""
+        return self.project(self.encoder.forward_features(images)[:, self.encoder.num_prefix_tokens :])
 
     @torch.no_grad()
     def _variance(self, images: Tensor) -> Tensor:

@@ -42,17 +42,25 @@ class Standardise(nn.Module):
         self.register_buffer("batches", torch.zeros(()))
 
     def forward(self, latents: Tensor) -> Tensor:
-        """(B, N, w) -> the same shape, float32."""
+        """(B, N, w) -> the same shape, float32; in training the running moments follow."""
+        if not self.training:
+            return self.as_seen(latents)
         latents = latents.float()
-        mean, variance = self.mean, self.variance
-        if self.training:
-            mean = global_mean(latents.mean((0, 1)))
-            variance = global_mean((latents - mean).square().mean((0, 1)))
-            rate = (1 / (self.batches + 1)).clamp(min=MOMENTUM)  # a plain mean over the first steps
-            self.mean.lerp_(mean.detach(), rate)
-            self.variance.lerp_(variance.detach(), rate)
-            self.batches += 1
-        return (latents - mean) / (variance + 1e-5).sqrt()
+        mean = global_mean(latents.mean((0, 1)))
+        variance = global_mean((latents - mean).square().mean((0, 1)))
+        rate = (1 / (self.batches + 1)).clamp(min=MOMENTUM)  # a plain mean over the first steps
+        self.mean.lerp_(mean.detach(), rate)
+        self.variance.lerp_(variance.detach(), rate)
+        self.batches += 1
+        return _standardised(latents, mean, variance)
+
+    def as_seen(self, latents: Tensor) -> Tensor:
+        """The same by the running moments, which stay as they are."""
+        return _standardised(latents.float(), self.mean, self.variance)
+
+
+def _standardised(latents: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    return (latents - mean) / (variance + 1e-5).sqrt()
 
 
 class Codebook(nn.Module):
