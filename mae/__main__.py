@@ -8,6 +8,7 @@ TOOLS = {
     "linear_probe": "train a linear classifier on a frozen encoder",
     "finetune": "train a classifier from an encoder, all weights",
     "ladder": "pretrain every method on the same data and budget, and compare",
+    "pictures": "draw reconstructions, samples, interpolations, atoms of a run",
     "latents": "encode a folder of images as shards for latent diffusion",
 }
 

@@ -4,16 +4,13 @@ import contextlib
 import dataclasses
 import signal
 from collections.abc import Iterator
-from typing import Any
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
-from torch import Tensor
 
 from mae import config as configuration
+from mae.commands import pictures
 from mae.config import Config
-from mae.data.batch import normalise
-from mae.data.loader import evaluation_batches
 from mae.data.sources import Splits
 from mae.errors import Preempted
 from mae.evaluation import diagnosis, results
@@ -22,12 +19,10 @@ from mae.interop import timm_folder
 from mae.methods.base import Autoencoder
 from mae.methods.build import build
 from mae.nets.vit import choose_attention
-from mae.reporting import figures, table
+from mae.reporting import table
 from mae.training import precision
 from mae.training.run import RunFolder
 from mae.training.tracking import Tracker
-
-PICTURED = 8  # images in the reconstruction picture
 
 
 def close(
@@ -42,10 +37,9 @@ def close(
         row = {"step": step, **{f"held_out/{k}": v for k, v in found.figures.items()}}
         folder.append(row)
         tracker.log(row)
-        picture = folder.figures / "reconstructions.png"
-        if hasattr(method, "reconstruct"):
-            draw_reconstructions(method, splits, config, device, picture)
-            tracker.images("reconstructions", [picture], step=step)
+        drawn = pictures.draw(method, splits, config, device, folder.figures)
+        for picture in drawn:
+            tracker.images(picture.stem, [picture], step=step)
         entries = results.run_protocols(
             method,
             config,
@@ -63,7 +57,7 @@ def close(
     print("\n".join(found.sentences))
     made = [name for name in ("results.json", "metrics.jsonl") if (folder.path / name).exists()]
     made += ["encoder/ (timm)"] if folder.encoder.exists() else []
-    print(f"\n{folder.path}: {', '.join([*made, str(picture)] if picture.exists() else made)}")
+    print(f"\n{folder.path}: {', '.join([*made, *map(str, drawn)])}")
 
 
 def untrained(config: Config, device: torch.device) -> Autoencoder:
@@ -73,28 +67,6 @@ def untrained(config: Config, device: torch.device) -> Autoencoder:
         method = build(dataclasses.replace(config, method={"name": "untrained"}))
     choose_attention(method, device)
     return method
-
-
-@torch.no_grad()
-def draw_reconstructions(method: Any, splits: Splits, config: Config, device: torch.device, file: Any) -> None:
-    """A picture of held-out images: input, what the encoder saw, what the decoder made of it."""
-    batch = next(iter(evaluation_batches(splits.validation, config, batch_size=PICTURED, device=device)))
-    images = normalise(batch.images, config.data)
-    caption = ""
-    if hasattr(method, "visible"):
-        seen, made = method.visible(images, keys=batch.keys), method.reconstruct(images, keys=batch.keys)
-        rows = {"input": images, "visible": seen, "reconstruction": made}
-        if method.norm_pix:
-            caption = "hidden patches un-normalised with the statistics of the visible ones"
-    else:
-        rows = {"input": images, "reconstruction": method.reconstruct(images)}
-    figures.image_grid({k: _pixels(v, config) for k, v in rows.items()}, file, caption=caption)
-
-
-def _pixels(images: Tensor, config: Config) -> Any:
-    """Normalised (B, C, H, W) -> (B, H, W, C) in [0, 1], as NumPy."""
-    mean, std = (torch.tensor(v, device=images.device)[:, None, None] for v in (config.data.mean, config.data.std))
-    return (images.float() * std + mean).permute(0, 2, 3, 1).cpu().numpy()
 
 
 @contextlib.contextmanager

@@ -110,10 +110,6 @@ class Sparse(Autoencoder):
         """The code of every token: (B, N, units)."""
         return self._activate(self.dictionary.read(self._tokens(images)))
 
-    def encode(self, images: Tensor, pool: str = "mean") -> Tensor:
-        """As Autoencoder.encode; 'latent' is the mean code (B, units) of an image's tokens."""
-        return self.latent(images).mean(1) if pool == "latent" else super().encode(images, pool)
-
     # properties, so that evaluators, which ask by name, find them only where images are decoded
     @property
     def decode(self):  # type: ignore[no-untyped-def]
