@@ -12,7 +12,8 @@ import mae
 from mae import config
 from mae.errors import ConfigError
 from mae.nets import prior, quantise
-from mae.nets.quantise import FSQ, Codebook, Standardise
+from mae.nets.quantise import FSQ, Codebook
+from mae.nets.standardise import Standardise
 
 SMALL = ["configs/methods/vq_vae.yaml", "encoder.embed_dim=32", "encoder.depth=1", "method.code_width=8"]
 

@@ -6,15 +6,14 @@
 and A.2. `l1` charges for sum |code|, with atoms of unit norm since the code would otherwise shrink and its atoms grow. `kl` keeps the
 mean activation of every unit near rho: Ng's CS294A notes (2011).
 
-Around an encoder that learns, the target is the image. Around a frozen one it is the encoder's own tokens, each standardised: then the
-atoms say what the encoder has learnt.
+Around an encoder that learns, the target is the image. Around a frozen one it is the encoder's own tokens, standardised: then the atoms
+say what the encoder has learnt.
 """
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from mae.errors import ConfigError
 from mae.methods import losses
@@ -22,6 +21,7 @@ from mae.methods.base import Autoencoder, Batches, Diagnosis, Output
 from mae.nets import vit
 from mae.nets.decoder import image_decoder
 from mae.nets.dictionary import Dictionary, largest
+from mae.nets.standardise import Standardise
 from mae.nets.statistics import global_mean, ranks
 
 KINDS = ("topk", "l1", "kl")
@@ -43,6 +43,8 @@ class Sparse(Autoencoder):
     With `l1` on images the decoder after the dictionary could take up the code's scale: the rows that read the code then have unit norm
     too, and only a threshold makes the code small. Raises ConfigError for settings that mean nothing.
     """
+
+    batch_statistics = True  # tokens are standardised over the batch, and rho is compared with its mean
 
     def __init__(
         self,
@@ -73,9 +75,9 @@ class Sparse(Autoencoder):
         self.dead_after = (10_000_000 if width >= 768 else 100_000) if dead_after == "auto" else int(dead_after)
         self.l1 = (1.0 if self.of_tokens else vit.patch_values(encoder) / width) if l1 == "auto" else float(l1)
         _check(units, self.k, self.k_aux, aux_weight, self.dead_after, self.l1, rho, beta)
-        self.batch_statistics = kind == "kl"
         self.active_above = 0.5 if kind == "kl" else 0.0  # from which activation on a unit counts as active
 
+        self.standardise = Standardise(width)
         self.dictionary = Dictionary(units, width, unit_atoms=kind != "kl", unit_rows=kind == "l1" and not self.of_tokens)
         if kind == "kl":
             nn.init.constant_(self.dictionary.threshold, torch.tensor(rho).logit().item())
@@ -85,7 +87,7 @@ class Sparse(Autoencoder):
 
     def forward(self, images: Tensor, *, keys: Tensor) -> Output:
         """The loss of images (B, C, H, W); nothing is random."""
-        tokens = self._tokens(images)
+        tokens = self.standardise(self._tokens(images))
         target = tokens if self.of_tokens else images
         drive = self.dictionary.read(tokens)  # (B, N, units)
         code = self._activate(drive)
@@ -108,7 +110,7 @@ class Sparse(Autoencoder):
 
     def latent(self, images: Tensor) -> Tensor:
         """The code of every token: (B, N, units)."""
-        return self._activate(self.dictionary.read(self._tokens(images)))
+        return self._code(self.standardise.as_seen(self._tokens(images)))
 
     # properties, so that evaluators, which ask by name, find them only where images are decoded
     @property
@@ -135,8 +137,8 @@ class Sparse(Autoencoder):
         seen, tokens_seen, l0, hoyer = torch.zeros(units, dtype=torch.bool), 0, 0.0, 0.0
         images_seen, error, total, square = 0, 0.0, 0.0, 0.0
         for images, _ in batches:
-            tokens = self._tokens(images)
-            code = self.latent(images)
+            tokens = self.standardise.as_seen(self._tokens(images))
+            code = self._code(tokens)
             target = (tokens if self.of_tokens else images).flatten(1).double()
             made = self._decode(self.dictionary(code)).flatten(1).double()
             error += float((target - made).square().sum())
@@ -172,9 +174,11 @@ class Sparse(Autoencoder):
         return TopImages(chosen, images[ids], place[:, chosen].T.gather(1, ids), values)
 
     def _tokens(self, images: Tensor) -> Tensor:
-        """The encoder's patch tokens (B, N, D), each with mean 0 and variance 1 over its numbers (Gao et al., section 2.1)."""
-        tokens = self.encoder.forward_features(images)[:, self.encoder.num_prefix_tokens :]
-        return F.layer_norm(tokens.float(), tokens.shape[-1:])
+        """The encoder's patch tokens (B, N, D), to be standardised."""
+        return self.encoder.forward_features(images)[:, self.encoder.num_prefix_tokens :]
+
+    def _code(self, tokens: Tensor) -> Tensor:
+        return self._activate(self.dictionary.read(tokens))
 
     def _activate(self, drive: Tensor) -> Tensor:
         if self.kind == "topk":

@@ -21,6 +21,7 @@ from mae.methods import losses
 from mae.methods.base import Autoencoder, Batches, Diagnosis, Output
 from mae.nets import keyed, prior, quantise, vit
 from mae.nets.decoder import image_decoder
+from mae.nets.standardise import Standardise
 from mae.nets.statistics import global_mean
 
 CODEBOOKS = ("ema", "gradient", "fsq")
@@ -67,7 +68,7 @@ class VQVAE(Autoencoder):
         self.commitment = commitment
         self.project = nn.Linear(encoder.embed_dim, self.quantiser.width)
         vit.initialise(self.project)
-        self.standardise = quantise.Standardise(self.quantiser.width)
+        self.standardise = Standardise(self.quantiser.width)
         self.decoder = image_decoder(encoder, depth=decoder_depth, width=decoder_width, heads=decoder_heads, inputs=self.quantiser.width)
         self.prior = _prior(self.quantiser.size, encoder, prior_depth, prior_width)
         self.register_buffer("prior_steps", torch.zeros((), dtype=torch.int64))  # that it was fitted for

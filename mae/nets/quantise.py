@@ -15,7 +15,6 @@ from mae.nets import keyed
 from mae.nets.statistics import global_mean, global_rows
 
 KMEANS_ROUNDS = 10
-MOMENTUM = 0.1  # of the running moments, a step
 
 
 class Quantised(NamedTuple):
@@ -26,41 +25,6 @@ class Quantised(NamedTuple):
     shares: Tensor  # (codes,) how often each code was chosen, of the global batch in training
     codebook_loss: Tensor  # mean (code - sg[latent])^2; zero where no gradient moves the codes
     commitment: Tensor  # mean (latent - sg[code])^2
-
-
-class Standardise(nn.Module):
-    """Latents (B, N, w) with mean 0 and variance 1 in each of w numbers, over the global batch; in evaluation by running moments.
-
-    Latents that drift or grow faster than the codes follow, or to where a bounded number is flat, end in very few codes: batch
-    normalisation keeps them in place (Łańcucki et al., arXiv:2005.08520).
-    """
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("variance", torch.ones(width))
-        self.register_buffer("batches", torch.zeros(()))
-
-    def forward(self, latents: Tensor) -> Tensor:
-        """(B, N, w) -> the same shape, float32; in training the running moments follow."""
-        if not self.training:
-            return self.as_seen(latents)
-        latents = latents.float()
-        mean = global_mean(latents.mean((0, 1)))
-        variance = global_mean((latents - mean).square().mean((0, 1)))
-        rate = (1 / (self.batches + 1)).clamp(min=MOMENTUM)  # a plain mean over the first steps
-        self.mean.lerp_(mean.detach(), rate)
-        self.variance.lerp_(variance.detach(), rate)
-        self.batches += 1
-        return _standardised(latents, mean, variance)
-
-    def as_seen(self, latents: Tensor) -> Tensor:
-        """The same by the running moments, which stay as they are."""
-        return _standardised(latents.float(), self.mean, self.variance)
-
-
-def _standardised(latents: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-    return (latents - mean) / (variance + 1e-5).sqrt()
 
 
 class Codebook(nn.Module):
