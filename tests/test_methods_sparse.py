@@ -53,7 +53,7 @@ def test_exactly_k_units_are_active(k):
 
 
 def test_atoms_have_unit_norm_whatever_the_parameters_do_and_no_gradient_along_themselves():
-    dictionary = Dictionary(20, 8, unit_atoms=True, unit_rows=False)
+    dictionary = Dictionary(20, 8, unit_rows=False)
     code, slope = torch.rand(2, 3, 20), torch.randn(2, 3, 8)
     before = dictionary(code)
     (before * slope).sum().backward()

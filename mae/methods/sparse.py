@@ -3,8 +3,8 @@
     loss = sum (target - decode(dictionary(code)))^2 + the price of the code        (sums over an image, mean over the batch)
 
 `topk` keeps the k largest activations and lets units that are dead explain what is missing: Gao et al., arXiv:2406.04093, sections 2.3
-and A.2. `l1` charges for sum |code|, with atoms of unit norm since the code would otherwise shrink and its atoms grow. `kl` keeps the
-mean activation of every unit near rho: Ng's CS294A notes (2011).
+and A.2. `l1` charges for sum |code|. `kl` keeps the mean activation of every unit near rho: Ng's CS294A notes (2011). Atoms have unit
+norm, since the code would otherwise shrink and its atoms grow.
 
 Around an encoder that learns, the target is the image. Around a frozen one it is the encoder's own tokens, standardised: then the atoms
 say what the encoder has learnt.
@@ -78,7 +78,7 @@ class Sparse(Autoencoder):
         self.active_above = 0.5 if kind == "kl" else 0.0  # from which activation on a unit counts as active
 
         self.standardise = Standardise(width)
-        self.dictionary = Dictionary(units, width, unit_atoms=kind != "kl", unit_rows=kind == "l1" and not self.of_tokens)
+        self.dictionary = Dictionary(units, width, unit_rows=kind == "l1" and not self.of_tokens)
         if kind == "kl":
             nn.init.constant_(self.dictionary.threshold, torch.tensor(rho).logit().item())
         if not self.of_tokens:
@@ -127,8 +127,8 @@ class Sparse(Autoencoder):
         return lambda images: decode(self.latent(images))
 
     def no_weight_decay(self) -> set[str]:
-        """Atoms of unit norm: decay would only shorten what is divided by its length anyway."""
-        return {"dictionary.atoms"} if self.dictionary.unit_atoms else set()
+        """Atoms have unit norm: decay would only shorten what is divided by its length anyway."""
+        return {"dictionary.atoms"}
 
     @torch.no_grad()
     def diagnose(self, batches: Batches) -> Diagnosis:

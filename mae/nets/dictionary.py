@@ -8,13 +8,13 @@ from torch.nn import functional as F
 class Dictionary(nn.Module):
     """`units` atoms for tokens of `width` numbers, and the rows that read how much of each is in a token.
 
-    `unit_atoms`: atoms are used divided by their norm. The length of a parameter then has no effect, so that its gradient has no part
-    along the atom, and no step after the optimiser's is needed. `unit_rows`: the same for the rows. Rows start equal to their atoms.
+    Atoms are used divided by their norm. The length of a parameter then has no effect, so that its gradient has no part along the atom,
+    and no step after the optimiser's is needed. `unit_rows`: the same for the rows. Rows start equal to their atoms.
     """
 
-    def __init__(self, units: int, width: int, *, unit_atoms: bool, unit_rows: bool) -> None:
+    def __init__(self, units: int, width: int, *, unit_rows: bool) -> None:
         super().__init__()
-        self.units, self.unit_atoms, self.unit_rows = units, unit_atoms, unit_rows
+        self.units, self.unit_rows = units, unit_rows
         self.atoms = nn.Parameter(F.normalize(torch.randn(units, width), dim=1))
         self.rows = nn.Parameter(self.atoms.detach().clone())
         self.threshold = nn.Parameter(torch.zeros(units))
@@ -35,7 +35,7 @@ class Dictionary(nn.Module):
 
     def directions(self) -> Tensor:
         """The atoms as they are used (units, width)."""
-        return F.normalize(self.atoms, dim=1) if self.unit_atoms else self.atoms
+        return F.normalize(self.atoms, dim=1)
 
 
 def largest(x: Tensor, k: int) -> Tensor:
