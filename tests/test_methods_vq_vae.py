@@ -160,20 +160,24 @@ def test_looking_changes_nothing_in_training_mode():
 
 def train_small(rank, world):
     """Four steps with restarts; what must not depend on how the batch is spread."""
-    method = small("method.decay=0.5", "method.restart_below=0.3")
-    losses, metrics = trained(method, *stripes(8), rank, world, 4, 0.05)
-    return {"losses": losses, "perplexity": metrics["perplexity"], **method.quantiser.state_dict(), "variance": method.variance}
+    found = {}
+    for kind in ("ema", "gradient"):
+        method = small(f"method.codebook={kind}", "method.decay=0.5", "method.restart_below=0.3")
+        losses, metrics = trained(method, *stripes(8), rank, world, 4, 0.05)
+        state = {"losses": losses, "perplexity": metrics["perplexity"], **method.quantiser.state_dict(), "variance": method.variance}
+        found |= {f"{kind}/{name}": value for name, value in state.items()}
+    return found
 
 
 def test_two_ranks_are_one_with_the_batch_of_both(tmp_path):
     both, one = on_two_ranks(train_small, tmp_path), train_small(0, 1)
     for name, value in one.items():
-        found = (both[0][name] + both[1][name]) / 2 if name == "losses" else both[0][name]
+        found = (both[0][name] + both[1][name]) / 2 if name.endswith("losses") else both[0][name]
         torch.testing.assert_close(found, value, rtol=1e-4, atol=1e-5, msg=name)
-        if name != "losses":
+        if not name.endswith("losses"):
             assert torch.equal(both[0][name], both[1][name])
-    assert one["started"]
-    assert one["perplexity"] > 2
+    assert one["ema/started"]
+    assert one["ema/perplexity"] > 2
 
 
 @pytest.mark.parametrize("kind", ["ema", "gradient", "fsq"])
