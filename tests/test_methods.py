@@ -145,3 +145,8 @@ def test_bad_settings_are_refused_in_one_sentence(words, says):
     with pytest.raises(ConfigError, match=says) as error:
         mae.create(words)
     assert "\n" not in str(error.value)
+
+
+def test_the_docs_name_every_method():
+    text = (config.configs_folder().parent / "docs" / "methods.md").read_text()
+    assert [name for name in NAMES if f"`{name}`" not in text] == []

@@ -33,6 +33,12 @@ def sizes(encoder: nn.Module, depth: int | str, width: int | str, heads: int | s
     return depth, width, heads
 
 
+def mlp_ratio(encoder: nn.Module) -> float:
+    """The hidden width of a block's MLP over the block's width: the decoder's blocks have their encoder's proportions."""
+    mlp = getattr(encoder.blocks[0], "mlp", None) if len(encoder.blocks) else None
+    return mlp.fc2.in_features / encoder.embed_dim if mlp is not None else 4.0
+
+
 class Decoder(nn.Module):
     """Self-attention over the tokens of known and of unknown patches, then one linear layer to a patch's values.
 
@@ -54,7 +60,8 @@ class Decoder(nn.Module):
         self.embed = nn.Linear(inputs or encoder.embed_dim, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width)) if hides else None
         self.register_buffer("positions", sincos_table(width, encoder.patch_embed.grid_size), persistent=False)
-        self.blocks = nn.Sequential(*(Block(width, heads, qkv_bias=True, norm_layer=_norm) for _ in range(depth)))
+        ratio = mlp_ratio(encoder)
+        self.blocks = nn.Sequential(*(Block(width, heads, mlp_ratio=ratio, qkv_bias=True, norm_layer=_norm) for _ in range(depth)))
         self.norm = _norm(width)
         self.pred = nn.Linear(width, vit.patch_values(encoder))
         vit.initialise(self)
@@ -89,7 +96,7 @@ class CrossDecoder(nn.Module):
         self.embed = nn.Linear(encoder.embed_dim, width)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.register_buffer("positions", sincos_table(width, encoder.patch_embed.grid_size), persistent=False)
-        self.blocks = nn.ModuleList(CrossBlock(width, heads) for _ in range(depth))
+        self.blocks = nn.ModuleList(CrossBlock(width, heads, mlp_ratio(encoder)) for _ in range(depth))
         self.norm = _norm(width)
         self.pred = nn.Linear(width, vit.patch_values(encoder))
         vit.initialise(self)
@@ -109,12 +116,12 @@ class CrossDecoder(nn.Module):
 class CrossBlock(nn.Module):
     """Attention of queries to a memory, then an MLP, both residual and before them a norm."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, ratio: float) -> None:
         super().__init__()
         self.heads = heads
         self.norm1, self.norm_memory, self.norm2 = _norm(width), _norm(width), _norm(width)
         self.q, self.kv, self.proj = nn.Linear(width, width), nn.Linear(width, 2 * width), nn.Linear(width, width)
-        self.mlp = Mlp(width, 4 * width)
+        self.mlp = Mlp(width, int(ratio * width))
 
     def forward(self, x: Tensor, memory: Tensor) -> Tensor:
         """Queries (B, Q, width), memory (B, M, width) -> (B, Q, width)"""
