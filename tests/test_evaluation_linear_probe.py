@@ -20,7 +20,7 @@ def test_heads_trained_together_equal_heads_trained_alone():
     together = linear_probe.train(data, GRID, **how)
     for h, setting in enumerate(GRID):
         alone = linear_probe.train(data, [setting], **how)
-        torch.testing.assert_close(together.weight[:, h], alone.weight[:, 0], rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(together.weight[h], alone.weight[0], rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(together.bias[h], alone.bias[0], rtol=1e-4, atol=1e-6)
 
 
@@ -29,7 +29,7 @@ def test_a_head_is_what_torch_trains():
     head = linear_probe.train(data, [setting], epochs=epochs, batch_size=batch, classes=CLASSES, seed=5)
     start = linear_probe.train(data, [(0.0, 0.0)], epochs=1, batch_size=100, classes=CLASSES, seed=5)
     layer = torch.nn.Linear(6, CLASSES)
-    layer.load_state_dict({"weight": start.weight[:, 0].T, "bias": start.bias[0]})
+    layer.load_state_dict({"weight": start.weight[0], "bias": start.bias[0]})
     mean, scale = standardiser(data.x)
     optimizer = torch.optim.AdamW(
         [{"params": [layer.weight]}, {"params": [layer.bias], "weight_decay": 0.0}], lr=setting[0], weight_decay=setting[1]
@@ -42,7 +42,7 @@ def test_a_head_is_what_torch_trains():
             F.cross_entropy(layer((data.x[ids] - mean) * scale), data.y[ids]).backward()
             optimizer.step()
             schedule.step()
-    torch.testing.assert_close(head.weight[:, 0].T, layer.weight, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(head.weight[0], layer.weight, rtol=1e-3, atol=1e-5)
     torch.testing.assert_close(head.bias[0], layer.bias, rtol=1e-3, atol=1e-5)
 
 

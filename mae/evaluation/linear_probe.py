@@ -24,13 +24,13 @@ BETAS, EPSILON = (0.9, 0.999), 1e-8
 class Heads(NamedTuple):
     """H linear classifiers on features standardised alike."""
 
-    weight: Tensor  # (D, H, C)
+    weight: Tensor  # (H, C, D)
     bias: Tensor  # (H, C)
     mean: Tensor  # (D,)
     scale: Tensor  # (D,)
 
     def logits(self, x: Tensor) -> Tensor:
-        """(B, D) -> (B, H, C)"""
+        """(B, D) -> (H, C, B): images last, so that a softmax over classes runs over long rows of memory."""
         return _logits((x - self.mean) * self.scale, self.weight, self.bias)
 
 
@@ -78,8 +78,8 @@ def train(data: Features, grid: list[tuple[float, float]], *, epochs: int, batch
     mean, scale = standardiser(data.x)
     rates, decays = (torch.tensor(column, device=device)[:, None] for column in zip(*grid, strict=True))  # (H, 1)
     key = torch.from_numpy(keyed.hash_integers(seed, -1).reshape(1)).to(device)
-    start = 0.01 * keyed.normal(key, width * classes, "noise").view(width, 1, classes)
-    weight, bias = start.repeat(1, len(grid), 1), torch.zeros(len(grid), classes, device=device)
+    start = 0.01 * keyed.normal(key, width * classes, "noise").view(width, classes).T
+    weight, bias = start.repeat(len(grid), 1, 1), torch.zeros(len(grid), classes, device=device)
     moments = [torch.zeros_like(p) for p in (weight, weight, bias, bias)]
     steps, step = epochs * math.ceil(count / batch_size), 0
     with _threads(batch_size * weight.numel()):
@@ -88,11 +88,11 @@ def train(data: Features, grid: list[tuple[float, float]], *, epochs: int, batch
                 step += 1
                 rate = rates * (0.5 + 0.5 * math.cos(math.pi * (step - 1) / steps))
                 x = (data.x[ids] - mean) * scale
-                error = _logits(x, weight, bias).softmax(-1)  # (B, H, C)
-                error[torch.arange(len(ids), device=device), :, data.y[ids]] -= 1
+                error = _logits(x, weight, bias).softmax(1)  # (H, C, B)
+                error[:, data.y[ids], torch.arange(len(ids), device=device)] -= 1
                 error /= len(ids)
-                _adamw(weight, (x.T @ error.flatten(1)).view_as(weight), *moments[:2], step, rate, decays)
-                _adamw(bias, error.sum(0), *moments[2:], step, rate, torch.zeros_like(decays))
+                _adamw(weight, (error.flatten(0, 1) @ x).view_as(weight), *moments[:2], step, rate[..., None], decays[..., None])
+                _adamw(bias, error.sum(2), *moments[2:], step, rate, torch.zeros_like(decays))
     return Heads(weight, bias, mean, scale)
 
 
@@ -100,15 +100,15 @@ def choose(heads: Heads, held_out: Features) -> int:
     """The head of highest accuracy on the held-out images; among equals the one of lowest cross-entropy."""
     right, entropy = 0, 0.0
     for x, y in zip(held_out.x.split(8192), held_out.y.split(8192), strict=True):
-        logits = heads.logits(x).transpose(0, 1)  # (H, B, C)
-        right = right + (logits.argmax(-1) == y).sum(1)
-        entropy = entropy - logits.log_softmax(-1)[:, torch.arange(len(y), device=y.device), y].double().sum(1)
+        logits = heads.logits(x)  # (H, C, B)
+        right = right + (logits.argmax(1) == y).sum(1)
+        entropy = entropy - logits.log_softmax(1)[:, y, torch.arange(len(y), device=y.device)].double().sum(1)
     return max(range(len(right)), key=lambda h: (math.isfinite(entropy[h]), right[h].item(), -entropy[h].item()))
 
 
 def predict(heads: Heads, x: Tensor) -> Tensor:
     """The classes that each head gives: (N, D) -> (N, H) int64."""
-    return torch.cat([heads.logits(some).argmax(-1) for some in x.split(8192)])
+    return torch.cat([heads.logits(some).argmax(1).T for some in x.split(8192)])
 
 
 @contextmanager
@@ -129,11 +129,11 @@ def _draw(count: int, share: float, seed: int, device: torch.device) -> Tensor:
 
 
 def _logits(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    return (x @ weight.flatten(1)).view(len(x), *bias.shape) + bias
+    return torch.addmm(bias.flatten()[:, None], weight.flatten(0, 1), x.T).view(*bias.shape, len(x))
 
 
 def _adamw(parameter: Tensor, gradient: Tensor, first: Tensor, second: Tensor, step: int, rate: Tensor, decay: Tensor) -> None:
-    """Loshchilov & Hutter, arXiv:1711.05101, with a rate and a decay (H, 1) for each head; all in place."""
+    """Loshchilov & Hutter, arXiv:1711.05101, with a rate and a decay for each head, (H, 1) or (H, 1, 1); all in place."""
     first.lerp_(gradient, 1 - BETAS[0])
     second.lerp_(gradient.square(), 1 - BETAS[1])
     root = (second / (1 - BETAS[1] ** step)).sqrt_().add_(EPSILON)
