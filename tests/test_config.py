@@ -44,7 +44,7 @@ BAD = {
     "method.masking=blok": "did you mean block?",
     "data.image_size=9": "try 8",
     "data.mean=[0,0]": "give one a channel",
-    "train.accumulate=3": "train.batch_size 128 is not a multiple of ranks x accumulate = 1 x 3: try 129",
+    "train.accumulate=3": "train.batch_size 256 is not a multiple of ranks x accumulate = 1 x 3: try 255",
     "train.batch_size=0": "above zero",
     "configs/data/digit.yaml": "did you mean configs/data/digits.yaml?",
     "method.name=mea": "did you mean mae?",

@@ -47,7 +47,11 @@ def train(*words, precision="fp32", accumulate=1, poison_at=None, stop_at=None, 
             precision=precision,
             ranks=Ranks(0, 1, torch.device(device)),
             hooks=Hooks(
-                log=rows.append, save=lambda p: saved.append(p.step), evaluate=lambda step: None, stop=lambda: progress.step == stop_at
+                log=rows.append,
+                save=lambda p: saved.append(p.step),
+                picture=print,
+                evaluate=lambda step: None,
+                stop=lambda: progress.step == stop_at,
             ),
         )
     except (NonFiniteLoss, Preempted) as error:

@@ -95,7 +95,7 @@ def test_every_shape_trains_and_encodes(words):
 def test_encoder_state_is_exactly_timms():
     import timm
 
-    method = small("encoder.reg_tokens=2")
+    method = small("encoder.reg_tokens=2", "encoder.num_heads=4", "encoder.mlp_ratio=4")
     theirs = timm.create_model(
         "vit_tiny_patch16_224", img_size=16, patch_size=4, embed_dim=32, depth=2, num_heads=4, reg_tokens=2, num_classes=0
     )

@@ -102,6 +102,7 @@ def test_on_the_digits_a_place_keeps_a_quarter_of_its_patch():
     assert kl_ae("encoder.patch_size=4", base=[]).bottleneck.size == 4
 
 
+@pytest.mark.slow
 def test_it_compiles_to_one_graph():
     method, (images, keys) = kl_ae(*VIT), inputs()
     compiled = torch.compile(kl_ae(*VIT), backend="aot_eager", fullgraph=True)

@@ -227,6 +227,7 @@ def test_the_loss_falls_in_every_number_format(dtype):
     assert losses[-1] < losses[0] - 10
 
 
+@pytest.mark.slow
 def test_it_compiles_to_one_graph():
     method, (images, keys) = vae(), inputs()
     compiled = torch.compile(vae(), backend="aot_eager", fullgraph=True)

@@ -53,8 +53,8 @@ def test_a_wall_clock_budget_ends_its_schedule_on_time():
 
 
 def test_only_matrices_and_tokens_are_decayed():
-    method = mae.create(["optim.weight_decay=0.05"])
-    optimizer = optim.create(method, config.load([]).optim)
+    method = mae.create([])
+    optimizer = optim.create(method, config.load(["optim.name=adamw", "optim.weight_decay=0.05"]).optim)
     decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}
     for name, p in method.named_parameters():
         if p.requires_grad:

@@ -145,17 +145,18 @@ def test_a_non_finite_loss_stops_before_the_update_and_leaves_a_good_checkpoint(
 
 def test_an_offline_wandb_run_mirrors_the_metrics_and_an_unreachable_one_stops_nothing(tmp_path):
     words = [*TINY, "train.steps=12", "run.dir=run"]
-    run(*words, "track.wandb=offline", cwd=tmp_path)
-    (folder,) = (tmp_path / "run" / "wandb").glob("offline-run-*")
-    shown = subprocess.run(
-        [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)], capture_output=True, text=True, timeout=120
-    )
-    assert shown.returncode == 0, shown.stderr
-    for figure in ("loss", "grad_norm", "knn/accuracy"):
-        assert figure in shown.stdout
+    run(*words, "track.wandb=offline", "track.images_every=6", cwd=tmp_path)
+    pretrained = read_back(tmp_path / "run")
+    for figure in ("loss", "grad_norm", "knn/accuracy", "reconstructions", "run-encoder"):
+        assert figure in pretrained
+    run("run", "track.wandb=offline", "evaluate.controls=false", cwd=tmp_path, script="linear_probe.py")
+    probed = read_back(tmp_path / "run")
+    for shown, job in ((pretrained, "pretrain"), (probed, "linear_probe")):
+        record = next(json.loads(line)["run"] for line in shown.splitlines() if json.loads(line)["type"] == "run")
+        assert (record["run_group"], record["job_type"]) == ("run", job)  # the group links what was done with one encoder
     other = tmp_path / "other"
     other.mkdir()
-    closed = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40}
+    closed = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40, "WANDB_INIT_TIMEOUT": "5"}
     lost = run(*words, "track.wandb=online", cwd=other, **closed)
     assert "W&B" in lost.stderr
     assert "0" * 40 not in lost.stderr
@@ -173,6 +174,16 @@ def test_probe_and_fine_tuning_start_from_a_run(finished):
         assert name in done.stdout
         assert name in {e["protocol"] for e in json.loads((folder / "results.json").read_text())}
         assert (folder / name.replace("/", "-") / "metrics.jsonl").is_file()
+
+
+def read_back(folder):
+    """The newest offline run of a folder, as W&B's own command prints it: one JSON record a line."""
+    newest = max((folder / "wandb").glob("offline-run-*"), key=lambda p: p.stat().st_mtime_ns)
+    shown = subprocess.run(
+        [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(newest)], capture_output=True, text=True, timeout=120
+    )
+    assert shown.returncode == 0, shown.stderr
+    return shown.stdout
 
 
 def wait_for_row(folder, step, process, seconds=120):

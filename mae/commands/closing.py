@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import signal
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -37,9 +38,7 @@ def close(
         row = {"step": step, **{f"held_out/{k}": v for k, v in found.figures.items()}}
         folder.append(row)
         tracker.log(row)
-        drawn = pictures.draw(method, splits, config, device, folder.figures)
-        for picture in drawn:
-            tracker.images(picture.stem, [picture], step=step)
+        drawn = draw(method, splits, config, device, folder, tracker, step)
         entries = results.run_protocols(
             method,
             config,
@@ -58,6 +57,16 @@ def close(
     made = [name for name in ("results.json", "metrics.jsonl") if (folder.path / name).exists()]
     made += ["encoder/ (timm)"] if folder.encoder.exists() else []
     print(f"\n{folder.path}: {', '.join([*made, *map(str, drawn)])}")
+
+
+def draw(
+    method: Autoencoder, splits: Splits, config: Config, device: torch.device, folder: RunFolder, tracker: Tracker, step: int
+) -> list[Path]:
+    """Draws what the method can show into the run's figures/ and sends it to W&B; returns the files."""
+    drawn = pictures.draw(method, splits, config, device, folder.figures)
+    for picture in drawn:
+        tracker.images(picture.stem, [picture], step=step)
+    return drawn
 
 
 def untrained(config: Config, device: torch.device) -> Autoencoder:

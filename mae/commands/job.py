@@ -40,6 +40,7 @@ class Job:
     forward: Callable[[nn.Module, Batch], Output]
     held_out: Callable[[nn.Module, torch.device], dict[str, float]]  # figures on held-out data, while training
     finish: Callable[[nn.Module, Tracker, torch.device, int], None]  # on rank 0, when training is over after so many steps
+    draw: Callable[[nn.Module, Tracker, torch.device, int], object] | None = None  # pictures while training, on rank 0
     transform: Callable[[np.ndarray, int], Tensor] | None = None  # a training augmentation of its own
 
 
@@ -160,6 +161,11 @@ def _train(
             module.train()
             write({"step": step, "samples": step * plan.batch_size, **{f"held_out/{k}": v for k, v in figures.items()}})
 
+    def picture(step: int) -> None:
+        if tracker is not None and job.draw is not None:
+            job.draw(module.eval(), tracker, ranks.device, step)
+            module.train()
+
     batches = train_batches(
         splits.train,
         config,
@@ -185,7 +191,7 @@ def _train(
                 config=config,
                 precision=derived["precision"],
                 ranks=ranks,
-                hooks=Hooks(log=log_row, save=save, evaluate=held_out, stop=lambda: stop.asked),
+                hooks=Hooks(log=log_row, save=save, evaluate=held_out, picture=picture, stop=lambda: stop.asked),
             )
         except NonFiniteLoss as error:
             raise NonFiniteLoss(f"{error}. The newest checkpoint in {folder.checkpoints} is from before it") from None

@@ -22,6 +22,7 @@ def pretrain(config: Config, folder: RunFolder, splits: Splits, plan: Plan) -> N
             build=lambda: _method(config),
             forward=lambda module, batch: module(normalise(batch.images, config.data), keys=batch.keys),
             held_out=lambda method, device: diagnosis.diagnose(method, splits, config, device=device).figures,
+            draw=lambda method, tracker, device, step: closing.draw(method, splits, config, device, folder, tracker, step),
             finish=lambda method, tracker, device, step: closing.close(config, folder, splits, method, tracker, device, step),
         ),
         config,

@@ -35,19 +35,22 @@ def start(device: str) -> Iterator[Ranks]:
     """
     world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
     chosen = _device(device, local)
-    torch.set_flush_denormal(True)  # denormal weights slow CPU kernels down many times
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
-    if world == 1:
-        yield Ranks(0, 1, chosen)
-        return
-    # gloo beside NCCL: flags and scalars are agreed on by the CPU, without a stop of the device
-    backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-    dist.init_process_group(backend, timeout=timedelta(minutes=10))
+    torch.set_flush_denormal(True)  # denormal weights slow CPU kernels down many times
     try:
-        yield Ranks(dist.get_rank(), world, chosen)
+        if world == 1:
+            yield Ranks(0, 1, chosen)
+            return
+        # gloo beside NCCL: flags and scalars are agreed on by the CPU, without a stop of the device
+        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(minutes=10))
+        try:
+            yield Ranks(dist.get_rank(), world, chosen)
+        finally:
+            dist.destroy_process_group()
     finally:
-        dist.destroy_process_group()
+        torch.set_flush_denormal(False)
 
 
 def _device(name: str, local_rank: int) -> torch.device:

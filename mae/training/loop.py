@@ -39,6 +39,7 @@ class Hooks:
     log: Callable[[dict[str, Any]], None]  # a row of metrics.jsonl
     save: Callable[[Progress], None]
     evaluate: Callable[[int], None]
+    picture: Callable[[int], None]
     stop: Callable[[], bool]  # whether this process was told to stop
 
 
@@ -112,13 +113,15 @@ def fit(
             hooks.log(row)
         if train.evaluate_every and progress.step % train.evaluate_every == 0:
             hooks.evaluate(progress.step)
+        if config.track.images_every and progress.step % config.track.images_every == 0:
+            hooks.picture(progress.step)
         resumed = time.perf_counter()
         stop = distributed.any_rank(hooks.stop(), ranks)
         if stop or progress.step % train.checkpoint_every == 0:
             if distributed.any_rank(bool(spoilt), ranks):
                 raise NonFiniteLoss(_non_finite(progress.step - 1, lr))
             hooks.save(progress)
-        progress.seconds += time.perf_counter() - resumed  # saving is part of a wall-clock budget, evaluation is not
+        progress.seconds += time.perf_counter() - resumed  # saving is part of a wall-clock budget, evaluation and pictures are not
         if stop:
             raise Preempted(f"stopped by a signal after step {progress.step}, saved: run the same command to go on")
 

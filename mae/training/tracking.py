@@ -13,6 +13,8 @@ from mae.config import Config
 
 log = logging.getLogger("mae")
 
+INIT_TIMEOUT = float(os.environ.get("WANDB_INIT_TIMEOUT", 30))  # seconds; W&B's own variable, its default of 90 holds a job up for nothing
+
 
 class Tracker:
     """Mirrors one job (pretrain, linear_probe, finetune) to W&B, or does nothing where tracking is off."""
@@ -36,7 +38,7 @@ class Tracker:
         )
         if mode == "online":
             settings |= dict(id=os.environ.get("WANDB_RUN_ID") or self._id(folder, job), resume="allow")
-            self.run = self._try(lambda: wandb.init(mode="online", settings=wandb.Settings(init_timeout=30), **settings))
+            self.run = self._try(lambda: wandb.init(mode="online", settings=wandb.Settings(init_timeout=INIT_TIMEOUT), **settings))
             if self.run is None:
                 log.warning("W&B cannot be reached: the run is recorded offline, `wandb sync %s/wandb/offline-*` sends it later", folder)
                 settings.pop("resume"), settings.pop("id")
