@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from two_ranks import on_two_ranks, trained
 
 import mae
 from mae import config
@@ -94,6 +95,18 @@ def test_a_loss_depends_on_nothing_but_images_and_keys(name, images):
         torch.manual_seed(seed)
         losses.append(method(images, keys=keys).loss)
     assert torch.equal(*losses)
+
+
+def losses_of_all(rank, world):
+    generator = torch.Generator().manual_seed(0)
+    images, keys = torch.randn(32, 1, 8, 8, generator=generator), torch.arange(32)
+    return {name: trained(mae.create(words(name)).train(), images, keys, rank, world, 3, 1e-4)[0] for name in LEARNING}
+
+
+def test_two_ranks_lose_what_one_does(tmp_path):
+    first, second = on_two_ranks(losses_of_all, tmp_path)
+    for name, losses in losses_of_all(0, 1).items():
+        torch.testing.assert_close((first[name] + second[name]) / 2, losses, rtol=1e-4, atol=1e-5, msg=name)
 
 
 @pytest.mark.parametrize("name", NAMES)
