@@ -1,14 +1,13 @@
 """Properties of the sparse autoencoder, on images and on a frozen encoder's tokens."""
 
-import inspect
 import math
 
 import pytest
 import torch
+from descent import descend
 from two_ranks import on_two_ranks, trained
 
 import mae
-from mae import config
 from mae.errors import ConfigError
 from mae.methods.sparse import divergence
 from mae.nets.dictionary import Dictionary, largest
@@ -23,20 +22,6 @@ def small(*words):
 
 def inputs(count=16):
     return torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(0)), torch.arange(count)
-
-
-def descend(method, images, keys, steps, rate=3e-3, dtype=None):
-    """Losses of `steps` of AdamW."""
-    optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=rate)
-    losses = []
-    for _ in range(steps):
-        with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
-            loss = method(images, keys=keys).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    return losses
 
 
 @pytest.mark.parametrize("k", [1, 4, 40])
@@ -239,12 +224,3 @@ def test_the_images_that_activate_an_atom_most_come_first():
 def test_bad_settings_are_refused(word, way_out):
     with pytest.raises(ConfigError, match=way_out):
         small(word)
-
-
-def test_the_yaml_lists_every_argument_with_the_constructors_default():
-    from mae.methods.sparse import Sparse
-
-    signature = inspect.signature(Sparse.__init__).parameters
-    arguments = {n: p.default for n, p in signature.items() if p.kind is p.KEYWORD_ONLY}
-    assert {k: v for k, v in config.schema("method", "sparse").items() if k != "name"} == arguments
-    assert set(config.docs("method", "sparse")) >= set(arguments)

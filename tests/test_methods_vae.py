@@ -1,6 +1,5 @@
 """Properties of the variational autoencoder, of beta-VAE, and of the bound that they train."""
 
-import inspect
 import math
 import threading
 
@@ -8,7 +7,6 @@ import pytest
 import torch
 
 import mae
-from mae import config
 from mae.errors import ConfigError
 from mae.methods.vae import VAE
 from mae.nets import statistics
@@ -261,12 +259,3 @@ def test_beta_vae_is_the_vae_with_a_heavier_kl():
     assert method.beta == 4
     with pytest.raises(ConfigError, match="below 0"):
         vae("method.beta=-4", name="beta_vae")
-
-
-@pytest.mark.parametrize(("name", "beta"), [("vae", 1.0), ("beta_vae", 4.0)])
-def test_the_yaml_lists_every_argument_with_its_default(name, beta):
-    signature = inspect.signature(VAE.__init__).parameters
-    arguments = {n: p.default for n, p in signature.items() if p.kind is p.KEYWORD_ONLY} | {"beta": beta}
-    listed = {k: v for k, v in config.schema("method", name).items() if k != "name"}
-    assert listed == arguments
-    assert set(config.docs("method", name)) >= set(listed)

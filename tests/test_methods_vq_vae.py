@@ -1,15 +1,14 @@
 """Properties of vector quantisation, its codebooks and the prior over codes."""
 
-import inspect
 import math
 
 import pytest
 import torch
+from descent import descend
 from sklearn.cluster import KMeans
 from two_ranks import on_two_ranks, trained
 
 import mae
-from mae import config
 from mae.errors import ConfigError
 from mae.nets import prior, quantise
 from mae.nets.quantise import FSQ, Codebook
@@ -36,20 +35,6 @@ def codebook(**changes):
 
 def latents(count=64, places=8, width=4, seed=0):
     return torch.randn(count, places, width, generator=torch.Generator().manual_seed(seed)), torch.arange(count)
-
-
-def descend(method, images, keys, steps, rate=3e-3, dtype=None):
-    """Losses of `steps` of AdamW."""
-    optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=rate)
-    losses = []
-    for _ in range(steps):
-        with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
-            loss = method(images, keys=keys).loss
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    return losses
 
 
 @pytest.mark.parametrize("learned", [False, True])
@@ -297,12 +282,3 @@ def test_a_convolutional_encoder_has_a_code_for_every_place():
 def test_bad_settings_are_refused(words, way_out):
     with pytest.raises(ConfigError, match=way_out):
         small(*words)
-
-
-def test_the_yaml_lists_every_argument_with_the_constructors_default():
-    from mae.methods.vq_vae import VQVAE
-
-    signature = inspect.signature(VQVAE.__init__).parameters
-    arguments = {n: p.default for n, p in signature.items() if p.kind is p.KEYWORD_ONLY}
-    assert {k: v for k, v in config.schema("method", "vq_vae").items() if k != "name"} == arguments
-    assert set(config.docs("method", "vq_vae")) >= set(arguments)

@@ -148,6 +148,7 @@ def _train(
         console.row(row, progress.seconds)
 
     def save(progress: Progress) -> None:
+        """Everything a resumed run needs; every rank calls it, the first one writes."""
         replaced = int(distributed.total(torch.tensor(progress.replaced, device=ranks.device), ranks))
         tensors, scalars = checkpoint.state_of(module, optimizer, average)
         scalars |= {"progress": dataclasses.asdict(progress) | {"replaced": replaced}, "scaler": scaler.state_dict()}

@@ -41,6 +41,7 @@ def train_classifier(config: Config, folder: RunFolder, splits: Splits, plan: Pl
     started = time.perf_counter()
 
     def finish(module: nn.Module, tracker: Tracker, device: torch.device, step: int) -> None:
+        """Reads the test images, once, and notes the accuracy."""
         metrics = accuracy(module, splits.test, config, device)
         entry = results.trained_entry(config, splits, metrics, encoder=encoder.path.name, seconds=time.perf_counter() - started)
         for run in (folder, encoder):

@@ -35,6 +35,7 @@ class Folder:
         return len(self.paths)
 
     def read(self, index: int) -> np.ndarray:
+        """The image as (H, W, C) uint8. Raises DamagedImage."""
         name = self.name_of(index)
         try:
             content = (self.root / name).read_bytes()
@@ -79,6 +80,7 @@ def find_images(root: Path) -> list[str]:
     seen: set[tuple[int, int]] = set()
 
     def visit(folder: str, prefix: str) -> None:
+        """Adds the images of a folder and of those below it, each folder once."""
         status = os.stat(folder)
         if (status.st_dev, status.st_ino) in seen:  # a link back up
             return

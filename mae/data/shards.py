@@ -59,6 +59,7 @@ class Shards:
         return len(self.index.keys)
 
     def read(self, index: int) -> np.ndarray:
+        """The image as (H, W, C) uint8. Raises DamagedImage."""
         name = self.name_of(index)
         size = int(self.index.sizes[index])
         try:

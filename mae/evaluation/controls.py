@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from mae.config import Config
 from mae.data.sources import Splits
 from mae.evaluation.features import encoder_hash, extract, gather, pass_over, transform_of
 from mae.evaluation.material import Features, Material
 from mae.methods.base import Autoencoder
+from mae.nets.pixels import reduced
 
 PIXEL_SIDE = 32  # images are reduced to at most this many pixels a side
 
@@ -74,10 +74,7 @@ def project(material: Material, width: int) -> Material:
 
 def _pixels(images: Tensor) -> dict[str, Tensor]:
     """(B, C, H, W) -> (B, C * h * w) with h, w at most 32."""
-    size = tuple(min(side, PIXEL_SIDE) for side in images.shape[2:])
-    if size != images.shape[2:]:
-        images = F.interpolate(images, size, mode="bilinear", antialias=True)
-    return {"mean": images.flatten(1)}
+    return {"mean": reduced(images, PIXEL_SIDE)}
 
 
 def _pixel_count(config: Config) -> int:

@@ -1,10 +1,10 @@
 """Raw pixels as features: the control that every representation has to beat."""
 
-from torch import Tensor
-from torch.nn import functional as F
+from torch import Tensor, nn
 
 from mae.errors import ConfigError
 from mae.methods.base import Autoencoder
+from mae.nets.pixels import reduced
 
 
 class Pixels(Autoencoder):
@@ -12,7 +12,7 @@ class Pixels(Autoencoder):
 
     learns = False
 
-    def __init__(self, encoder, *, side: int = 32) -> None:  # type: ignore[no-untyped-def]
+    def __init__(self, encoder: nn.Module, *, side: int = 32) -> None:
         super().__init__(encoder)
         if side < 1:
             raise ConfigError(f"method.side {side} leaves no pixel: choose one from 1")
@@ -20,7 +20,4 @@ class Pixels(Autoencoder):
 
     def encode(self, images: Tensor, pool: str = "mean") -> Tensor:
         """(B, C, H, W) -> (B, C * h * w) with h, w at most `side`; the same for every pool."""
-        size = tuple(min(n, self.side) for n in images.shape[2:])
-        if size != images.shape[2:]:
-            images = F.interpolate(images, size, mode="bilinear", antialias=True)
-        return images.flatten(1)
+        return reduced(images, self.side)

@@ -1,13 +1,11 @@
 """Several runs side by side: mean and spread over seeds, and a refusal where figures were not obtained alike."""
 
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 from mae.errors import ConfigError
-
-Entry = Mapping[str, Any]
-CONTROLS = {"control:pixels": "raw pixels", "control:pca": "PCA, same width", "control:untrained": "untrained encoder"}
+from mae.reporting.table import CONTROLS, Entry
 
 
 class Row(NamedTuple):

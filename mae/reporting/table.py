@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 Entry = Mapping[str, Any]
+CONTROLS = {"control:pixels": "raw pixels", "control:pca": "PCA, same width", "control:untrained": "untrained encoder"}
 
 
 def text(entries: Sequence[Entry]) -> str:
@@ -26,9 +27,7 @@ def text(entries: Sequence[Entry]) -> str:
 
 
 def _label(encoder: str) -> str:
-    return {"control:pixels": "raw pixels", "control:pca": "PCA, same width", "control:untrained": "untrained encoder"}.get(
-        encoder, encoder
-    )
+    return CONTROLS.get(encoder, encoder)
 
 
 def _cell(entry: Entry | None, pool: str = "") -> str:

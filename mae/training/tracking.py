@@ -59,6 +59,7 @@ class Tracker:
         """Mirrors evaluations: a table, and each figure of the encoder itself in the run's summary."""
 
         def send() -> None:
+            """The table and the summary, as W&B takes them."""
             columns = ["encoder", "protocol", "data", "split", "seed", "metric", "value"]
             table = self.wandb.Table(columns=columns)
             for e in entries:
@@ -74,6 +75,7 @@ class Tracker:
         """Sends a folder (the encoder) as an artifact."""
 
         def send() -> None:
+            """The folder's files, as W&B takes them."""
             artifact = self.wandb.Artifact(name.replace("/", "-"), type=kind)
             artifact.add_dir(str(folder))
             self.run.log_artifact(artifact)
