@@ -11,7 +11,7 @@ from torch import nn
 
 import mae
 from mae import config
-from mae.training import checkpoint, muon, optim, schedule
+from mae.training import checkpoint, muon, optim, schedule, state
 from mae.training.lars import LARS
 
 
@@ -141,11 +141,11 @@ def test_a_restored_run_goes_on_bit_for_bit(name, tmp_path):
     advance(*straight, range(6))
     stopped = fresh()
     advance(*stopped, range(3))
-    tensors, scalars = checkpoint.state_of(*stopped)
+    tensors, scalars = state.take(*stopped)
     checkpoint.save(tmp_path, 3, tensors, scalars, facts={}, keep=2)
     resumed = fresh()
     _, tensors, scalars = checkpoint.load_newest(tmp_path)
-    checkpoint.restore(tensors, scalars, *resumed)
+    state.restore(tensors, scalars, *resumed)
     advance(*resumed, range(3, 6))
     for one, two in zip(straight[0].state_dict().values(), resumed[0].state_dict().values(), strict=True):
         assert torch.equal(one, two)

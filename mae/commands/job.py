@@ -18,7 +18,7 @@ from mae.data.sources import Splits
 from mae.errors import ConfigError, NonFiniteLoss, Preempted
 from mae.methods.base import Output
 from mae.nets.vit import choose_attention
-from mae.training import checkpoint, distributed, optim, precision
+from mae.training import checkpoint, distributed, optim, precision, state
 from mae.training.console import Console
 from mae.training.distributed import Ranks
 from mae.training.loop import Hooks, Progress, fit
@@ -150,7 +150,7 @@ def _train(
     def save(progress: Progress) -> None:
         """Everything a resumed run needs; every rank calls it, the first one writes."""
         replaced = int(distributed.total(torch.tensor(progress.replaced, device=ranks.device), ranks))
-        tensors, scalars = checkpoint.state_of(module, optimizer, average)
+        tensors, scalars = state.take(module, optimizer, average)
         scalars |= {"progress": dataclasses.asdict(progress) | {"replaced": replaced}, "scaler": scaler.state_dict()}
         facts = {"data": derived["data"], "world": ranks.world, "samples_consumed": progress.step * plan.batch_size}
         commit = partial(checkpoint.save, folder.checkpoints, progress.step, tensors, scalars, facts=facts, keep=config.run.keep)
@@ -231,7 +231,7 @@ def _resume(
         distributed.first_does(lambda: folder.rewind(0), ranks)
         return Progress()
     path, tensors, scalars = found
-    checkpoint.restore(tensors, scalars, module, optimizer, average)
+    state.restore(tensors, scalars, module, optimizer, average)
     scaler.load_state_dict(scalars["scaler"])
     progress = Progress(**scalars["progress"])
     if not ranks.first:
