@@ -16,6 +16,7 @@ from mae.data.sources import Splits, open_splits
 from mae.errors import ConfigError
 from mae.evaluation import controls, results
 from mae.evaluation.features import Share, encoder_hash, extract, gather
+from mae.evaluation.material import Result
 from mae.methods.mae import MAE
 from mae.nets import vit
 
@@ -144,11 +145,11 @@ def test_which_test_images_were_right_is_kept_beside_every_entry(config, splits,
             assert set(right) == {k for k in entry["metrics"] if k.startswith("accuracy") and not k.endswith(("_ci95", "_std"))}
 
 
-def test_a_protocol_that_trains_on_images_is_told_by_how_it_trains(splits):
+def test_a_protocol_that_trains_on_images_is_told_by_how_it_trains(splits, tmp_path):
     words = ["configs/evaluation/finetune_paper.yaml", "train.seed=3"]
-    entries = []
+    entries, result = [], Result({"accuracy": 90.0}, {})
     for word in ("train.seed=4", "data.workers=1", "optim.base_lr=0.5", "train.epochs=7", "protocol.drop_path=0.3"):
-        entry = results.trained_entry(configuration.load([*words, word]), splits, {"accuracy": 90.0}, encoder="run", seconds=1.0)
+        entry = results.trained_entry(configuration.load([*words, word]), splits, result, encoder="run", seconds=1.0, run_dir=tmp_path)
         entries.append(entry)
     assert len({entry["protocol_hash"] for entry in entries}) == 4  # neither the seed nor the workers are part of it
     assert [entry["seed"] for entry in entries] == [4, 3, 3, 3, 3]

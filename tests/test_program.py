@@ -12,6 +12,7 @@ import termios
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -182,6 +183,9 @@ def test_probe_and_fine_tuning_start_from_a_run_and_stand_beside_their_controls(
         entries = [e for e in json.loads((folder / "results.json").read_text()) if e["protocol"] == name]
         assert [e["encoder"]["name"] for e in entries] == ["run", "control:pixels", "control:pca", "control:untrained"]
         assert len({(e["protocol_hash"], e["data"]) for e in entries}) == 1
+        for entry in entries:  # compared image by image, wherever it was trained
+            with np.load(folder / entry["correct"]) as right:
+                assert 100 * right["accuracy"].mean() == pytest.approx(entry["metrics"]["accuracy"])
     record = next(json.loads(line)["run"] for line in read_back(own).splitlines() if json.loads(line)["type"] == "run")
     assert (record["run_group"], record["job_type"]) == ("run", "finetune")
     kept = {p: p.stat().st_mtime_ns for p in Path(".cache/controls").rglob("results.json")}

@@ -7,11 +7,11 @@ import logging
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from timm.data import Mixup
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mae.commands import closing, compare, job
@@ -24,7 +24,8 @@ from mae.data.sources import Source, Splits
 from mae.evaluation import results
 from mae.evaluation.controls import Fixed, principal
 from mae.evaluation.features import digest, pass_over
-from mae.evaluation.material import score
+from mae.evaluation.material import Result, score
+from mae.interop.resize import resize
 from mae.keys import Encoder, Evaluate, Track
 from mae.methods.base import Autoencoder, Output
 from mae.methods.build import build
@@ -56,7 +57,12 @@ def train_classifier(config: Config, folder: RunFolder, splits: Splits, plan: Pl
     """
     if "blocks" in config.protocol:
         check_blocks(config.protocol["blocks"], len(_shape(config).blocks))  # before the controls are trained
-    own = _Subject(encoder.name, config, folder, lambda: _classifier(config, encoder.load().encoder, splits))
+
+    def trained() -> nn.Module:
+        given = resize(Autoencoder(encoder.load().encoder), image_size=config.image_size, channels=config.data.channels)
+        return _classifier(config, given.encoder, splits)
+
+    own = _Subject(encoder.name, config, folder, trained)
     controls = _controls(config, splits, kept=encoder.home.path.parent / ".cache" / "controls") if config.evaluate.controls else []
     missing = [control for control in controls if control.folder.state() != "done"]
     if missing:
@@ -67,9 +73,11 @@ def train_classifier(config: Config, folder: RunFolder, splits: Splits, plan: Pl
 
     def finish(entry: results.Entry, tracker: Tracker) -> None:
         """Beside the controls, to the files of both runs, W&B and the terminal."""
-        beside = [found for control in controls for found in json.loads(control.folder.results.read_text())]
-        entries = [entry, *beside]
+        beside = [(found, control.folder) for control in controls for found in json.loads(control.folder.results.read_text())]
+        entries = [entry, *(found for found, _ in beside)]
         for run in (folder, encoder.home):
+            for found, kept in [(entry, folder), *beside]:
+                results.copy_correct(found, kept.path, run.path)
             results.add_entries(run.results, entries)
         compare.refresh(encoder.home.path)
         tracker.results(entries)
@@ -89,10 +97,12 @@ def _train(subject: _Subject, splits: Splits, plan: Plan, finish: Callable[[resu
 
     def measure(module: nn.Module, tracker: Tracker, device: torch.device, step: int) -> None:
         """The entry of the trained classifier."""
-        metrics = accuracy(module, splits.test, config, device)
-        entry = results.trained_entry(config, splits, metrics, encoder=subject.name, seconds=time.perf_counter() - started)
+        right = correct(module, splits.test, config, device)
+        result = Result(score(right, "mean") | {"n_test": len(right)}, {}, correct={"accuracy": right.numpy()})
+        seconds = time.perf_counter() - started
+        entry = results.trained_entry(config, splits, result, encoder=subject.name, seconds=seconds, run_dir=folder.path)
         results.add_entries(folder.results, [entry])
-        tracker.log({"step": step, **{f"test/{k}": v for k, v in metrics.items()}})
+        tracker.log({"step": step, **{f"test/{k}": v for k, v in result.metrics.items()}})
         finish(entry, tracker)
 
     mixing = None
@@ -108,7 +118,7 @@ def _train(subject: _Subject, splits: Splits, plan: Plan, finish: Callable[[resu
             build=subject.build,
             forward=functools.partial(_forward, config=config, mixing=mixing),
             held_out=lambda module, device, **_: {
-                f"held_out/{k}": v for k, v in accuracy(module, splits.validation, config, device).items()
+                f"held_out/{k}": v for k, v in score(correct(module, splits.validation, config, device), "mean").items()
             },
             finish=measure,
             transform=KeyedTransform(
@@ -199,8 +209,7 @@ def _forward(module: nn.Module, batch: Batch, *, config: Config, mixing: Mixup |
 
 
 @torch.no_grad()
-def accuracy(module: nn.Module, source: Source, config: Config, device: torch.device) -> dict[str, Any]:
-    """Share of a source's images that a classifier gets right, in percent, each image counted once, with its 95% half-width."""
+def correct(module: nn.Module, source: Source, config: Config, device: torch.device) -> Tensor:
+    """(N,) bool on the CPU: whether a classifier gets each image of a source right."""
     batches = evaluation_batches(source, config, batch_size=256, device=device)
-    correct = torch.cat([module(normalise(batch.images, config.data)).argmax(1) == batch.labels for batch in batches])
-    return score(correct.cpu(), "mean") | {"n_test": len(source)}
+    return torch.cat([module(normalise(batch.images, config.data)).argmax(1) == batch.labels for batch in batches]).cpu()

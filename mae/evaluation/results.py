@@ -86,33 +86,33 @@ def run_protocols(
             entry = _of_control(control, module, protocol, common, kept / "controls", subject)
             if entry is not None:
                 entries.append(entry)
-            if entry is not None and "correct" in entry:
-                there = kept / "controls" / entry["correct"]
-                write_atomically(Path(run_dir) / entry["correct"], lambda path, there=there: shutil.copyfile(there, path))
+                copy_correct(entry, kept / "controls", Path(run_dir))
     return entries
 
 
-def trained_entry(config: Config, splits: Splits, metrics: Mapping[str, Any], *, encoder: str, seconds: float) -> Entry:
+def trained_entry(config: Config, splits: Splits, result: Result, *, encoder: str, seconds: float, run_dir: Path) -> Entry:
     """The entry of a protocol that trains on images (fine-tuning, the paper's linear probe), for the run named `encoder`.
 
-    Such a protocol is its own section together with how it is trained, so all of that goes into its hash.
+    Such a protocol is its own section together with how it is trained, so all of that goes into its hash. Which test images were right
+    goes to the run folder's predictions/.
     """
     recipe = config.as_dict()
     trained = {name: recipe["train"][name] for name in ("epochs", "steps", "minutes", "batch_size", "ema")}
     settings = recipe["protocol"] | {"optim": recipe["optim"], "train": trained, "transform": transform_of(config)}
     settings["transform"] |= {"crop_scale": recipe["data"]["crop_scale"], "flip": recipe["data"]["flip"]}
-    return {
+    entry = {
         "protocol": config.protocol["name"],
         "protocol_hash": digest(settings, FEATURES),
         "data": data_name(config, splits),
         "split": "test",
         "seed": config.train.seed,
-        "metrics": dict(metrics),
+        "metrics": dict(result.metrics),
         "encoder": {"name": encoder, "method": config.method.get("name"), "architecture": config.encoder.name},
         "settings": settings,
         "code": code_version(),
         "seconds": round(seconds, 3),
     }
+    return _with_correct(entry, result, run_dir)
 
 
 def add_entries(path: Path, entries: Sequence[Entry]) -> list[Entry]:
@@ -125,6 +125,12 @@ def add_entries(path: Path, entries: Sequence[Entry]) -> list[Entry]:
     together = {_identity(entry): entry for entry in [*known, *entries]}
     write_atomically(path, lambda temporary: temporary.write_text(json.dumps(list(together.values()), indent=1)))
     return list(together.values())
+
+
+def copy_correct(entry: Entry, source: Path, target: Path) -> None:
+    """Copies the file that says which test images were right, where an entry of the folder `source` names one, to another folder."""
+    if "correct" in entry and source != target:
+        write_atomically(target / entry["correct"], lambda path: shutil.copyfile(source / entry["correct"], path))
 
 
 def data_name(config: Config, splits: Splits) -> str:
