@@ -243,10 +243,12 @@ def _check(config: Config) -> None:
     t, world = config.train, int(os.environ.get("WORLD_SIZE", 1))
     if sum(getattr(t, d) is not None for d in DURATIONS) != 1:
         raise ConfigError("how long to train is not said: give train.epochs, train.steps or train.minutes")
-    for name in (*DURATIONS, "batch_size", "log_every", "checkpoint_every"):
+    for name in (*DURATIONS, "batch_size", "log_every", "checkpoint_every", "timeout"):
         value = getattr(t, name)
         if value is not None and value <= 0:
             raise ConfigError(f"train.{name} {value} must be above zero")
+    if t.parallel == "fsdp" and config.optim.name in ("muon", "lars"):
+        raise ConfigError(f"optim.name {config.optim.name} needs whole matrices, which train.parallel=fsdp cuts up: choose adamw or ddp")
     accumulate = 1 if t.accumulate == "auto" else t.accumulate
     if not isinstance(accumulate, int) or accumulate < 1:
         raise ConfigError(f"train.accumulate {accumulate!r} must be auto or a whole number from 1")

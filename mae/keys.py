@@ -88,6 +88,8 @@ class Train:
     batch_size: int = key(256, "images a step over all ranks")
     accumulate: Any = key("auto", "micro-batches a step; auto = 1")
     precision: str = key("auto", "auto | bf16 | fp16 | fp32: of the forward pass; weights and losses stay float32")
+    parallel: str = key("auto", "auto | ddp | fsdp: a whole copy of the training state on every rank, or a share of it; auto by its size")
+    recompute: bool = key(False, "recompute a block's activations in the backward pass: less memory, about a third more time")
     compile: bool = key(False, "torch.compile the method (needs a C++ compiler on CPU)")
     deterministic: bool = key(False, "bit-reproducible CUDA kernels (always so on CPU)")
     ema: float | None = key(None, "decay of an average of the weights, which is then what is kept as the encoder")
@@ -96,6 +98,7 @@ class Train:
     checkpoint_every: int = key(500, "steps")
     evaluate_every: int = key(0, "steps between held-out losses; 0 = at the end only")
     device: str = key("auto", "auto | cpu | cuda | cuda:N")
+    timeout: float = key(10.0, "minutes that ranks wait for one another before they give up")
 
 
 @dataclass(frozen=True)
