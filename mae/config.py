@@ -280,13 +280,15 @@ def _check_channels(config: Config) -> None:
     d = config.data
     for name in ("mean", "std"):
         values = getattr(d, name)
-        if len(values) != d.channels:
+        if values and len(values) != d.channels:  # none: not computed yet
             raise ConfigError(f"data.{name} has {len(values)} values for data.channels={d.channels}: give one a channel")
     low, high = (*d.crop_scale, 0, 0)[:2]
     if len(d.crop_scale) != 2 or not 0 < low <= high <= 1:
         raise ConfigError(f"data.crop_scale {d.crop_scale} must be [least, most] with 0 < least <= most <= 1")
     if not 0 <= d.validation < 1:
         raise ConfigError(f"data.validation {d.validation} must be a share from 0 to below 1")
+    if not 0 <= d.damage <= 1:
+        raise ConfigError(f"data.damage {d.damage} must be a share of the images, from 0 to 1")
 
 
 def _did_you_mean(word: str, known: Sequence[str], prefix: str = "") -> str:

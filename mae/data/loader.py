@@ -46,8 +46,9 @@ class TrainSteps(Dataset):
     def share(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """(ids, keys) of the rank's samples."""
         train = self.config.train
+        shuffle, length = order.shuffle_of(self.config.data), len(self.source)
         return order.rank_share(
-            step, batch_size=train.batch_size, length=len(self.source), seed=train.seed, rank=self.rank, world=self.world
+            step, batch_size=train.batch_size, length=length, seed=train.seed, rank=self.rank, world=self.world, shuffle=shuffle
         )
 
     def __getitem__(self, step: int) -> Samples | ConfigError:

@@ -18,7 +18,7 @@ from mae.errors import ConfigError
 
 # What may differ when a run is continued: it decides how the work is done, not what comes out.
 EXECUTION = re.compile(
-    r"data\.workers|train\.(device|timeout|parallel|recompute|accumulate|compile|log_every|checkpoint_every|evaluate_every)|track\..*|run\..*"
+    r"data\.(workers|damage)|train\.(device|timeout|parallel|recompute|accumulate|compile|log_every|checkpoint_every|evaluate_every)|track\..*|run\..*"
 )
 
 
