@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from mae.errors import ConfigError
 from mae.evaluation import attentive_probe, cka, layer_probe, layers, linear_probe, tokens
 from mae.evaluation.controls import Fixed
+from mae.evaluation.features import layer_name
 from mae.evaluation.material import standardiser
 from mae.methods.mae import MAE
 from mae.nets.attentive import AttentivePool
@@ -22,7 +23,7 @@ def test_the_last_layer_is_the_encoders_own_features(overrides):
     given = subject(model=MAE(encoder(**{k: v for k, v in overrides.items() if k != "global_pool"})).eval(), test=Stripes(20, 3))
     found = layers.features(given, given.splits.test, [1, 2], layers.pools_of(given))
     for pool, expected in given.features(given.splits.test).items():
-        torch.testing.assert_close(found[layers.name_of(2, pool)].x, expected.x, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(found[layer_name(2, pool)].x, expected.x, rtol=1e-5, atol=1e-6)
     assert len(found) == 2 * len(layers.pools_of(given))
 
 

@@ -136,6 +136,21 @@ def test_an_entry_replaces_the_older_one_alike(config, splits, tmp_path):
     assert sorted(p.name for p in file.parent.iterdir()) == ["predictions", "results.json"]
 
 
+def test_protocols_that_look_into_the_encoder_share_the_one_pass_and_say_what_they_say_alone(config, splits, tmp_path):
+    quick = {"epochs": 2, "learning_rates": [0.01]}
+    within = [configuration.protocol(name) | quick for name in ("attentive_probe", "layer_probe")]
+    wanted = [configuration.protocol("cka"), *within, configuration.protocol("knn")]
+    arguments = dict(device="cpu", controls=False, untrained=build)
+    together = results.run_protocols(build(), config, splits, wanted, run_dir=tmp_path / "together" / "run", **arguments)
+    # CKA's raw pixels are no encoder's: the test images once more
+    assert [split.reads for split in splits] == [300, 60, 200]
+    alone = [
+        e for p in wanted for e in results.run_protocols(build(), config, splits, [p], run_dir=tmp_path / "alone" / "run", **arguments)
+    ]
+    for one, other in zip(together, alone, strict=True):
+        assert one["metrics"] == pytest.approx(other["metrics"], abs=0.01)
+
+
 def test_which_test_images_were_right_is_kept_beside_every_entry(config, splits, tmp_path):
     for entry in measure(build(), config, splits, tmp_path) + measure(build(), config, splits, tmp_path):
         with np.load(tmp_path / "run" / entry["correct"]) as right:

@@ -89,7 +89,7 @@ def encode(model: "Autoencoder", source: Folder, cfg: Config, device: "torch.dev
     import torch
 
     from mae.data.loader import evaluation_batches, normalise
-    from mae.evaluation.features import PRECISIONS, encode_pools, evaluating, pools_of
+    from mae.evaluation.features import PRECISIONS, encode_all, evaluating, pools_of
     from mae.nets.vit import choose_attention
     from mae.training import precision
 
@@ -105,7 +105,7 @@ def encode(model: "Autoencoder", source: Folder, cfg: Config, device: "torch.dev
             whole = [row for row, number in enumerate(ids) if not batch.replaced or readable(source, number)]
             left_out += [source.name_of(ids[row]) for row in set(range(len(ids))) - set(whole)]
             parts.setdefault("names", []).extend(source.name_of(ids[row]) for row in whole)
-            for pool, x in encode_pools(model, normalise(batch.images, cfg.data), pools).items():
+            for pool, x in encode_all(model, normalise(batch.images, cfg.data), pools).items():
                 parts.setdefault(pool, []).append(x[whole].float().cpu().numpy())
             if source.classes:
                 parts.setdefault("labels", []).append(batch.labels[whole].cpu().numpy())

@@ -14,6 +14,7 @@ from timm.optim import param_groups_weight_decay
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mae.evaluation.features import TOKENS
 from mae.evaluation.material import Result, draw_order, score
 from mae.evaluation.subject import Subject
 from mae.evaluation.tokens import Tokens
@@ -22,6 +23,7 @@ from mae.nets.attentive import AttentivePool
 VERSION = 1
 NEEDS_LABELS = True
 OF_MODEL = True
+READS = TOKENS
 
 
 class Moments(NamedTuple):

@@ -15,7 +15,7 @@ from mae.errors import ConfigError
 from mae.evaluation import layers
 from mae.evaluation.canvas import blank, rendered
 from mae.evaluation.controls import PIXEL_SIDE
-from mae.evaluation.features import pass_over
+from mae.evaluation.features import layer_name, pass_over
 from mae.evaluation.jackknife import deviations
 from mae.evaluation.material import Features, Result
 from mae.evaluation.reconstruction import at_most
@@ -42,7 +42,7 @@ def evaluate(subject: Subject, *, beside: str | None = None, images: int = 5000,
     if beside is not None:
         return _of_two(subject.beside(beside), blocks, source, beside, draws, seed)
     pixels = pass_over(source, subject.config, lambda batch: {"pixels": reduced(batch, PIXEL_SIDE)}, device=subject.device)
-    names = [layers.name_of(layer, "mean") for layer in range(1, depth + 1)]
+    names = [layer_name(layer, "mean") for layer in range(1, depth + 1)]
     x = {name: f.x.to(subject.device).double() for name, f in (pixels | blocks).items()}
     own = {name: hsic(f, f) for name, f in x.items()}
     table = {(a, b): _ratio(hsic(x[a], x[b]), own[a], own[b]) for i, a in enumerate(x) for b in list(x)[i:]}

@@ -22,6 +22,7 @@ from mae.methods.base import Autoencoder
 from mae.nets import vit
 
 VERSION = 2  # of the features: one more whenever they would come out otherwise
+LAYERS, TOKENS = "layers", "tokens"  # what a pass over the images can keep beside the pools
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -47,6 +48,7 @@ def extract(
     *,
     device: torch.device | str,
     pools: tuple[str, ...] | None = None,
+    also: tuple[str, ...] = (),
     precision: str = "fp32",
     cache: Path | None = None,
     share: Share = ALONE,
@@ -54,18 +56,24 @@ def extract(
     """The features of every image of a source in its order, on the CPU, one Features (N, D) a pool (default: all that the encoder has).
     Several processes (`share`) each read a part of the images, and all are given the whole.
 
-    Nothing is augmented, hidden or remembered for gradients, and the model is left in the modes it was in. In the folder `cache` they
-    are kept as HASH.safetensors, and read instead of computed when nothing that decides them has changed.
-    Raises ConfigError for a pool that the encoder does not have.
+    `also` may ask for LAYERS (those of every block, by layer_name) and TOKENS (the patch tokens, (N, P, D) in half precision), which
+    come from the same pass. Nothing is augmented, hidden or remembered for gradients, and the model is left in the modes it was in. In
+    the folder `cache` all but tokens are kept as HASH.safetensors, and read instead of computed when nothing that decides them has
+    changed. Raises ConfigError for a pool that the encoder does not have.
     """
     if precision not in PRECISIONS:
         raise ConfigError(f"precision {precision!r} is unknown: choose one of {', '.join(PRECISIONS)}")
     pools = pools or pools_of(model)
-    key = digest(VERSION, encoder_hash(model), source.fingerprint, transform_of(config), pools, precision)
-    file = cache / f"{key}.safetensors" if cache is not None else None
+    who = encoder_hash(model)
+
+    def file_of(*more: str) -> Path | None:
+        key = digest(VERSION, who, source.fingerprint, transform_of(config), pools, *more, precision)
+        return cache / f"{key}.safetensors" if cache is not None and TOKENS not in more else None
+
+    file = file_of(*also)
     if file is not None and share.all(file.exists()):
         kept = load_file(file)
-        return {pool: Features(kept[pool], kept["labels"]) for pool in pools}
+        return {name: Features(x, kept["labels"]) for name, x in kept.items() if name != "labels"}
 
     device = torch.device(device)
     with evaluating(model), torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32"):
@@ -73,11 +81,12 @@ def extract(
         if share.world > 1:
             bounds = [len(source) * r // share.world for r in (share.rank, share.rank + 1)]
             part = Subset(source, np.arange(*bounds))
-        features = pass_over(part, config, lambda images: encode_pools(model, images, pools), device=device)
-    features = {pool: Features(share.join(f.x), share.join(f.y)) for pool, f in features.items()}
-    if file is not None and share.rank == 0:
-        tensors = {pool: features[pool].x for pool in pools} | {"labels": features[pools[0]].y}
-        write_atomically(file, lambda path: save_file(tensors, path))
+        features = pass_over(part, config, lambda images: encode_all(model, images, pools, also), device=device)
+    features = {name: Features(share.join(f.x), share.join(f.y)) for name, f in features.items()}
+    for file, names in {file_of(): pools, file_of(*also): tuple(features)}.items():  # the pools alone too: others ask for no more
+        if file is not None and share.rank == 0:
+            tensors = {name: features[name].x for name in names} | {"labels": features[pools[0]].y}
+            write_atomically(file, lambda path, tensors=tensors: save_file(tensors, path))
     return features
 
 
@@ -106,7 +115,7 @@ def pass_over(
     with torch.no_grad():
         for batch in evaluation_batches(source, config, batch_size=batch_size, device=device):
             for pool, x in encode(normalise(batch.images, config.data)).items():
-                vectors.setdefault(pool, []).append(x.float().cpu())
+                vectors.setdefault(pool, []).append((x if x.dtype == torch.half else x.float()).cpu())
             labels.append(batch.labels.cpu())
     return {pool: Features(torch.cat(parts), torch.cat(labels)) for pool, parts in vectors.items()}
 
@@ -119,12 +128,28 @@ def pools_of(model: Autoencoder) -> tuple[str, ...]:
     return ("mean", *cls, *(("latent",) if hasattr(model, "latent") else ()))
 
 
-def encode_pools(model: Autoencoder, images: Tensor, pools: tuple[str, ...]) -> dict[str, Tensor]:
-    """Normalised images (B, C, H, W) -> (B, D) a pool, in as few passes as it takes."""
+def encode_all(model: Autoencoder, images: Tensor, pools: tuple[str, ...], also: tuple[str, ...] = ()) -> dict[str, Tensor]:
+    """Normalised images (B, C, H, W) -> (B, D) a pool, and what else is asked for, in one run of the encoder (a method's code takes
+    one more).
+    """
     if encodes_itself(model):
         return {pool: model.encode(images, pool) for pool in pools}
-    tokens = model.encoder.forward_features(images)  # (B, P + N, D), one pass for all pools but the code
-    return {pool: model.encode(images, pool) if pool == "latent" else vit.pool(model.encoder, tokens, pool) for pool in pools}
+    encoder, found = model.encoder, {}
+    if LAYERS in also:
+        blocks = vit.block_tokens(encoder, images, range(1, len(encoder.blocks) + 1))
+        ways = [pool for pool in pools if pool != "latent"]
+        found = {layer_name(n, pool): vit.pool(encoder, x, pool) for n, x in enumerate(blocks, start=1) for pool in ways}
+        tokens = blocks[-1]
+    else:
+        tokens = encoder.forward_features(images)  # (B, P + N, D)
+    if TOKENS in also:
+        found[TOKENS] = tokens[:, encoder.num_prefix_tokens :].half()
+    return {pool: model.encode(images, pool) if pool == "latent" else vit.pool(encoder, tokens, pool) for pool in pools} | found
+
+
+def layer_name(layer: int, pool: str) -> str:
+    """'layer3' for the mean over patches after three blocks, 'layer3_cls' for the class token."""
+    return f"layer{layer}" if pool == "mean" else f"layer{layer}_{pool}"
 
 
 def encodes_itself(model: Autoencoder) -> bool:

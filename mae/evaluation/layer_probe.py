@@ -10,12 +10,14 @@ import numpy as np
 
 from mae.evaluation import layers, linear_probe
 from mae.evaluation.canvas import blank, rendered
+from mae.evaluation.features import LAYERS, layer_name
 from mae.evaluation.material import Material, Result, accuracy_of, score
 from mae.evaluation.subject import Subject
 
 VERSION = 1
 NEEDS_LABELS = True
 OF_MODEL = True
+READS = LAYERS
 
 
 def evaluate(
@@ -34,7 +36,7 @@ def evaluate(
     curves: dict[str, list[list[float]]] = {}  # by the way of pooling, a point a layer: accuracy, half-width
     for layer, pooling, material in _each(subject):
         how = {"epochs": epochs, "batch_size": batch_size, "classes": material.class_count, "seed": seed}
-        name = layers.name_of(layer, pooling)
+        name = layer_name(layer, pooling)
         training, validation = linear_probe.split(material, name, seed)
         found = linear_probe.merits(linear_probe.train(training.rows(~validation), grid, **how), training.rows(validation))
         choice = max(range(len(grid)), key=found.__getitem__)

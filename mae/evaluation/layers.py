@@ -3,13 +3,11 @@
 from collections.abc import Iterator, Sequence
 from functools import partial
 
-import torch
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from mae.data.sources import Source
 from mae.errors import ConfigError
-from mae.evaluation.features import encodes_itself, gather, pass_over
+from mae.evaluation.features import LAYERS, encodes_itself, gather, layer_name, pass_over
 from mae.evaluation.material import Features, Material
 from mae.evaluation.subject import Subject
 from mae.nets import vit
@@ -30,39 +28,21 @@ def pools_of(subject: Subject) -> tuple[str, ...]:
     return ("mean", "cls") if subject.model.encoder.cls_token is not None else ("mean",)
 
 
-def name_of(layer: int, pool: str) -> str:
-    """'layer3' for the mean over patches after three blocks, 'layer3_cls' for the class token."""
-    return f"layer{layer}" if pool == "mean" else f"layer{layer}_{pool}"
-
-
 def features(subject: Subject, source: Source, which: Sequence[int], pools: tuple[str, ...]) -> dict[str, Features]:
-    """Features (N, D) after some blocks, counted from 1, by name_of(layer, pool); behind the encoder's final norm, so that those of the
+    """Features (N, D) after some blocks, counted from 1, by layer_name(layer, pool); behind the encoder's final norm, so that those of the
     last block are the encoder's own.
     """
+    known = subject.known(source, LAYERS)
+    if known is not None:
+        return {name: known[name] for layer in which for name in [layer_name(layer, pool) for pool in pools]}
     encoder = subject.model.encoder
 
     def encode(images: Tensor) -> dict[str, Tensor]:
-        tokens = dict(zip(which, block_tokens(encoder, images, which), strict=True))
-        return {name_of(layer, pool): vit.pool(encoder, answer, pool) for layer, answer in tokens.items() for pool in pools}
+        tokens = dict(zip(which, vit.block_tokens(encoder, images, which), strict=True))
+        return {layer_name(layer, pool): vit.pool(encoder, answer, pool) for layer, answer in tokens.items() for pool in pools}
 
     with subject.reading():
         return pass_over(source, subject.config, encode, device=subject.device)
-
-
-def block_tokens(encoder: VisionTransformer, images: Tensor, which: Sequence[int]) -> list[Tensor]:
-    """The tokens after some blocks, in rising order and counted from 1, normalised as the last ones: a list of (B, P + N, D), prefix
-    tokens first.
-    """
-    found = encoder.forward_intermediates(
-        images,
-        indices=[layer - 1 for layer in which],
-        norm=True,
-        stop_early=True,
-        output_fmt="NLC",
-        intermediates_only=True,
-        return_prefix_tokens=True,
-    )
-    return [torch.cat(pair[::-1], dim=1) if isinstance(pair, tuple) else pair for pair in found]
 
 
 def materials(subject: Subject) -> Iterator[tuple[Sequence[int], Material]]:
@@ -70,6 +50,10 @@ def materials(subject: Subject) -> Iterator[tuple[Sequence[int], Material]]:
     pass over the images where they fit into KEEP_BYTES, else as many a pass as do. Raises ConfigError as depth_of.
     """
     layers, pools = range(1, depth_of(subject) + 1), pools_of(subject)
+    if LAYERS in subject.also:  # they come with the pass that the other protocols need
+        names = [layer_name(layer, pool) for layer in layers for pool in pools]
+        yield layers, gather(lambda source: {name: subject.read(source)[name] for name in names}, subject.splits).to(subject.device)
+        return
     size = 4 * subject.model.encoder.embed_dim * len(pools) * sum(len(split) for split in subject.splits if split is not None)
     step = min(max(1, KEEP_BYTES // size), len(layers))
     for some in (layers[start : start + step] for start in range(0, len(layers), step)):

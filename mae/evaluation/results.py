@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache, lru_cache
 from pathlib import Path
 from types import ModuleType
@@ -15,12 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from timm.models.vision_transformer import VisionTransformer
 
 from mae.config import Config
 from mae.data.sources import Splits
 from mae.errors import ConfigError
+from mae.evaluation import layers, tokens
 from mae.evaluation.controls import Control, define
-from mae.evaluation.features import ALONE, Share, digest, encoder_hash, transform_of, write_atomically
+from mae.evaluation.features import ALONE, LAYERS, TOKENS, Share, digest, encoder_hash, encodes_itself, transform_of, write_atomically
 from mae.evaluation.features import VERSION as FEATURES
 from mae.evaluation.material import Result
 from mae.evaluation.subject import Subject
@@ -49,9 +52,11 @@ def run_protocols(
     """Measures an encoder by every protocol (`config.protocol` dicts) and returns the entries, each followed by its controls' entries.
 
     An evaluator is a module with evaluate(material, **settings) -> Result, VERSION and NEEDS_LABELS; with OF_MODEL = True it is given
-    the Subject instead. Pictures go to the run's figures/, which test images were right to predictions/. Features and the controls'
-    entries are kept in `.cache/` beside the run folder, shared by all runs there. A protocol that this data cannot serve (no labels,
-    no test split, too few images of a class) is skipped, and `say` is told why.
+    the Subject instead, and READS may name what else than the features of all images it looks at. One pass over the images reads both,
+    for all protocols; only those that run the model otherwise (on hidden patches, to decode) make passes of their own. Pictures go to
+    the run's figures/, which test images were right to predictions/. Features and the controls' entries are kept in `.cache/` beside
+    the run folder, shared by all runs there. A protocol that this data cannot serve (no labels, no test split, too few images of a
+    class) is skipped, and `say` is told why.
     `name` is the encoder's in the entries (default: the run folder's). Where several processes share the images out (`share`), each
     has all entries. `open_other` opens another encoder for a protocol that compares two. Raises ConfigError for a protocol that does
     not exist or does not work on features.
@@ -59,6 +64,7 @@ def run_protocols(
     evaluators = [(dict(protocol), evaluator(protocol)) for protocol in protocols]
     kept = Path(run_dir).parent / ".cache"
     subject = Subject(model, config, splits, torch.device(device), precision, kept / "features", share, open_other)
+    subject = replace(subject, also=_also([module for _, module in evaluators], subject))
     identity = {"name": name or Path(run_dir).name, "method": config.method.get("name"), "hash": encoder_hash(model)}
     identity |= {"architecture": config.encoder.name, "width": model.encoder.embed_dim, "precision": precision}
     data = data_name(config, splits)
@@ -163,6 +169,16 @@ def code_version() -> str:
         return f"{__version__}+{git('rev-parse', '--short', 'HEAD')}{'+dirty' if git('status', '--porcelain', '-uno') else ''}"
     except (OSError, subprocess.SubprocessError):
         return __version__
+
+
+def _also(evaluators: Sequence[ModuleType], subject: Subject) -> tuple[str, ...]:
+    """What the pass over the images keeps beside the features, for the protocols that look for it: as much as fits into memory."""
+    encoder, images = subject.model.encoder, sum(len(split) for split in subject.splits if split is not None)
+    wanted, bytes_of = {getattr(module, "READS", None) for module in evaluators}, {}
+    if not encodes_itself(subject.model) and isinstance(encoder, VisionTransformer):
+        vectors = len(encoder.blocks) * len(layers.pools_of(subject))
+        bytes_of = {LAYERS: (4 * vectors, layers.KEEP_BYTES), TOKENS: (2 * encoder.patch_embed.num_patches, tokens.KEEP_BYTES)}
+    return tuple(name for name, (size, most) in bytes_of.items() if name in wanted and size * encoder.embed_dim * images <= most)
 
 
 def _measure(

@@ -10,7 +10,7 @@ from torch import Tensor
 from mae.data.loader import evaluation_batches, normalise
 from mae.data.sources import Source, Subset, fingerprint
 from mae.errors import ConfigError
-from mae.evaluation.features import encodes_itself
+from mae.evaluation.features import TOKENS, encodes_itself
 from mae.evaluation.subject import Subject
 
 KEEP_BYTES = 4 * 2**30  # on the subject's device
@@ -57,7 +57,11 @@ class Tokens:
         encoder = subject.model.encoder
         self.width, size = encoder.embed_dim, 2 * encoder.patch_embed.num_patches * encoder.embed_dim
         self.kept: tuple[Tensor, Tensor] | None = None
-        if len(self.source) * size <= KEEP_BYTES:
+        known = [subject.known(source, TOKENS) for source in sources]
+        if None not in known:
+            x, y = zip(*(found[TOKENS] for found in known if found is not None), strict=True)
+            self.kept = torch.cat(x).to(subject.device), torch.cat(y).to(subject.device)
+        elif len(self.source) * size <= KEEP_BYTES:
             whole = list(self._encoded(torch.arange(len(self.source)), 256))
             self.kept = torch.cat([x for x, _ in whole]), torch.cat([y for _, y in whole])
 

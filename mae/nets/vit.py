@@ -161,3 +161,19 @@ def feature_maps(encoder: VisionTransformer, images: Tensor, layers: Sequence[in
         return [rearrange(tokens, "b (h w) d -> b d h w", h=images.shape[2] // encoder.patch_embed.patch_size[0])]
     indices = [layer % len(encoder.blocks) for layer in layers]
     return encoder.forward_intermediates(images, indices=indices, norm=True, intermediates_only=True)
+
+
+def block_tokens(encoder: VisionTransformer, images: Tensor, which: Sequence[int]) -> list[Tensor]:
+    """The tokens after some blocks, in rising order and counted from 1, normalised as the last ones: a list of (B, P + N, D), prefix
+    tokens first.
+    """
+    found = encoder.forward_intermediates(
+        images,
+        indices=[layer - 1 for layer in which],
+        norm=True,
+        stop_early=True,
+        output_fmt="NLC",
+        intermediates_only=True,
+        return_prefix_tokens=True,
+    )
+    return [torch.cat(pair[::-1], dim=1) if isinstance(pair, tuple) else pair for pair in found]
