@@ -1,11 +1,15 @@
 """What a run is made of while it trains, as named tensors and scalars: taken for a checkpoint, put back from one."""
 
+from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from mae.training.optim import Average
+from mae.training.stored import Stored, fill
 
 
 def take(module: nn.Module, optimizer: Optimizer, average: Average | None) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -23,25 +27,35 @@ def take(module: nn.Module, optimizer: Optimizer, average: Average | None) -> tu
     return tensors, scalars
 
 
-def restore(tensors: dict[str, Tensor], scalars: dict[str, Any], module: nn.Module, optimizer: Optimizer, average: Average | None) -> None:
-    """Puts back what `take` took; every model tensor must be there and fit."""
-    module.load_state_dict(part(tensors, "model"), strict=True)
-    state = part(tensors, "optimizer") | part(scalars, "optimizer")
-    for name, p in module.named_parameters():
-        for full, value in state.items():
-            owner, _, key = full.rpartition(".")
-            if owner == name:
-                optimizer.state[p][key] = _like(value, p) if isinstance(value, Tensor) else value
+@torch.no_grad()
+def restore(stored: Stored, scalars: dict[str, Any], module: nn.Module, optimizer: Optimizer, average: Average | None) -> None:
+    """Puts back what `take` took, under any engine and on any number of ranks. Raises ValueError where the names are not the module's."""
+    weights = {f"model.{k}": v for k, v in module.state_dict().items()}
+    unlike = weights.keys() ^ {name for name in stored if name.startswith("model.")}
+    if unlike:
+        raise ValueError(f"the checkpoint is of another model: {', '.join(sorted(unlike)[:3])}")
+    for name, weight in weights.items():
+        fill(weight, stored, name)
+    parameters = dict(module.named_parameters())
+    for full in (name for name in (*stored, *scalars) if name.startswith("optimizer.")):
+        name, _, key = full.removeprefix("optimizer.").rpartition(".")
+        p = parameters[name]
+        optimizer.state[p][key] = scalars[full] if full in scalars else _like(p, stored, full)
     if average is not None:
-        for name, value in part(tensors, "average").items():
-            average.shadow[name].copy_(value)
+        for name, shadow in average.shadow.items():
+            fill(shadow, stored, f"average.{name}")
 
 
-def part(values: dict[str, Any], prefix: str) -> dict[str, Any]:
+def part(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
     """The entries under `prefix.`, without the prefix."""
-    return {k.removeprefix(f"{prefix}."): v for k, v in values.items() if k.startswith(f"{prefix}.")}
+    return {k.removeprefix(f"{prefix}."): values[k] for k in values if k.startswith(f"{prefix}.")}
 
 
-def _like(value: Tensor, p: Tensor) -> Tensor:
-    """On the parameter's device; a step count stays where the optimizer made it."""
-    return value.to(p.device) if value.ndim or p.device.type == "cuda" else value.clone()
+def _like(p: Tensor, stored: Stored, name: str) -> Tensor:
+    """A number a weight lies where the weight does, in the same shares; a step count stays where the optimizer made it."""
+    if isinstance(p, DTensor) and stored.dimensions(name):
+        value = torch.zeros_like(p)
+        fill(value, stored, name)
+        return value
+    value = stored[name].clone()  # what is read may be a view of the file, which is deleted in time
+    return value.to(p.device) if value.ndim or p.device.type == "cuda" else value

@@ -1,0 +1,169 @@
+"""How a module is trained on several ranks: whole copies (DistributedDataParallel) or shares of one (FSDP2); and recomputation.
+
+FSDP2: Zhao et al., arXiv:2304.11277, as torch's `fully_shard`, one group of parameters a block. Shares, gradients and what is gathered are
+float32, and autocast computes in half precision as it does on one rank, so that all three ways compute the same: gathering in half
+precision (MixedPrecisionPolicy) would save half of the traffic, but norms, biases and tokens would then be rounded under FSDP alone.
+Recomputation: Chen et al., arXiv:1604.06174.
+"""
+
+import contextlib
+import copy
+import functools
+import os
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
+
+from mae.errors import ConfigError
+from mae.keys import Optim
+from mae.training import distributed
+from mae.training.distributed import Ranks
+from mae.training.estimate import state_bytes
+
+SHARE = 0.5  # of a rank's memory that the training state may take before it is sharded; activations need the rest
+MOMENTS = {"adamw": 2, "muon": 2, "lars": 1, "sgd": 1}  # numbers that an optimizer keeps a parameter, at most
+WHOLE = ("muon", "lars")  # optimizers that look at whole matrices
+
+
+class Engine(NamedTuple):
+    """What carries the gradients between ranks, and why that."""
+
+    name: str  # plain | ddp | fsdp
+    reason: str
+
+
+def choose(wanted: str, module: nn.Module, optim: Optim, *, average: bool, ranks: Ranks) -> Engine:
+    """The engine for a module that is not wrapped yet; `auto` shards what would fill more than half of a rank's memory.
+
+    Every rank calls it and gets the same name. Raises ConfigError where fsdp is wanted and the optimizer or the module does not allow it.
+    """
+    whole = _must_stay_whole(module, optim)
+    if wanted == "fsdp" and whole:
+        raise ConfigError(f"train.parallel=fsdp cuts parameters up, but {whole}: choose train.parallel=ddp")
+    if ranks.world == 1:
+        return Engine("plain", "one rank")
+    if wanted != "auto":
+        return Engine(wanted, "as told")
+    trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
+    parameters = sum(p.numel() for p in module.parameters())
+    needed, there = state_bytes(parameters, trained=trained, moments=MOMENTS[optim.name], average=average), memory(ranks.device)
+    small = not distributed.any_rank(needed > SHARE * there, ranks)
+    size = (
+        f"weights, gradients and moments take {needed / 2**30:.3g} GiB, {'less' if small else 'more'} than half of {there / 2**30:.3g} GiB"
+    )
+    if small or whole:
+        return Engine("ddp", size if small else f"{size}, but {whole}")
+    return Engine("fsdp", size)
+
+
+def _must_stay_whole(module: nn.Module, optim: Optim) -> str | None:
+    if optim.name in WHOLE:
+        return f"optim.name={optim.name} needs whole matrices"
+    if not getattr(module, "shardable", True):
+        return "this method writes to its parameters or differentiates twice"
+    scalar = next((name for name, p in module.named_parameters() if p.ndim == 0), None)
+    return f"{scalar} is a single number" if scalar else None
+
+
+def memory(device: torch.device) -> int:
+    """Bytes that one rank has: its GPU's, or its part of the host's among the ranks there."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+
+
+def blocks(module: nn.Module) -> list[nn.Module]:
+    """The blocks of a module's encoders and decoders: what stands in their `blocks`, in order, where it has parameters."""
+    stacks = [getattr(child, "blocks", None) for child in module.modules()]
+    found = [block for stack in stacks if isinstance(stack, nn.Sequential | nn.ModuleList) for block in stack]
+    return [block for block in found if next(block.parameters(), None) is not None]
+
+
+def recompute(module: nn.Module) -> None:
+    """From now on each block keeps its input alone and computes its activations again in the backward pass; the names of weights stay.
+
+    Raises ConfigError for a module that differentiates itself in its forward pass.
+    """
+    if not getattr(module, "recomputable", True):
+        raise ConfigError("this method differentiates twice, which recomputation does not survive: set train.recompute=false")
+    for block in blocks(module):
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+
+
+class Spread:
+    """A module as it is trained under an engine. `module` has the parameters to optimise and to save, under the names that it always has.
+
+    Under FSDP they are shares from then on (in place), and rank 0 keeps a plain copy on the CPU for what needs the whole module.
+    """
+
+    def __init__(self, engine: str, module: nn.Module, ranks: Ranks) -> None:
+        self.engine, self.module, self.ranks = engine, module, ranks
+        self._plain = copy.deepcopy(module) if engine == "fsdp" and ranks.first else None
+        if engine == "fsdp":
+            mesh = init_device_mesh(ranks.device.type, (ranks.world,))
+            for part in (*blocks(module), module):
+                fully_shard(part, mesh=mesh)
+
+    def compile(self) -> None:
+        """torch.compile: the whole module, or block by block where parameters are gathered between blocks."""
+        for part in blocks(self.module) if self.engine == "fsdp" else [self.module]:
+            part.compile()
+
+    def wrapped(self) -> nn.Module:
+        """What to call in training: gradients are averaged over ranks in its backward pass."""
+        if self.engine != "ddp":
+            return self.module
+        devices = [self.ranks.device] if self.ranks.device.type == "cuda" else None
+        return DistributedDataParallel(self.module, device_ids=devices, gradient_as_bucket_view=True, broadcast_buffers=False)
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[nn.Module | None]:
+        """The module with all its weights, in eval mode, on rank 0; None elsewhere. Every rank calls it, and waits at its end for none."""
+        if self.engine == "fsdp":
+            weights = get_model_state_dict(self.module, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+            if self._plain is None:
+                yield None
+                return
+            self._plain.load_state_dict(weights)
+            try:
+                yield self._plain.eval().to(self.ranks.device)
+            finally:
+                self._plain.cpu()
+            return
+        training = self.module.training
+        try:
+            yield self.module.eval() if self.ranks.first else None
+        finally:
+            self.module.train(training)
+
+
+def accumulating(module: nn.Module, more_to_come: bool) -> contextlib.AbstractContextManager[None]:
+    """While accumulating, gradients are averaged over ranks with the last micro-batch only."""
+    if isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(not more_to_come)
+    return module.no_sync() if more_to_come and isinstance(module, DistributedDataParallel) else contextlib.nullcontext()
+
+
+def total_norm(parameters: Iterable[Tensor]) -> Tensor:
+    """The norm of all gradients together, a scalar that is the same on every rank."""
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+
+
+def settle(module: nn.Module, loss: Callable[[], Tensor]) -> None:
+    """Fixes the order in which a wrapped module's gradients are summed, by one backward pass whose gradients are thrown away.
+
+    DistributedDataParallel lays its buckets out anew after its first backward pass, in the order in which gradients came. From three
+    ranks on another layout is another order of summation: a resumed run must have it from its first step on, as the run before had. To be
+    called before the state is restored, since a forward pass may move buffers.
+    """
+    loss().backward()
+    module.zero_grad(set_to_none=True)
