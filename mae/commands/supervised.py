@@ -83,7 +83,7 @@ def train_classifier(config: Config, folder: RunFolder, splits: Splits, plan: Pl
         tracker.results(entries)
         print(f"\n{table.text(entries)}\n\n{folder.path}: results.json, metrics.jsonl")
 
-    with distributed.start(config.train.device):  # one group for all trainings
+    with distributed.start(config.train.device, config.train.timeout):  # one group for all trainings
         for control in missing:
             log.info("\ncontrol: %s", CONTROLS[control.name])
             _train(control, splits, plan, lambda entry, tracker: None)

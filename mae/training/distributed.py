@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import socket
 from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import NamedTuple
@@ -11,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from mae.errors import ConfigError
+from mae.errors import ConfigError, LostContact
 
 
 class Ranks(NamedTuple):
@@ -28,11 +29,12 @@ class Ranks(NamedTuple):
 
 
 @contextlib.contextmanager
-def start(device: str) -> Iterator[Ranks]:
+def start(device: str, timeout: float = 10.0) -> Iterator[Ranks]:
     """Joins the process group that torchrun describes in the environment (NCCL for CUDA, gloo for CPU), and leaves it at the end.
 
-    `device` is auto, cpu, cuda or cuda:N. Inside another `start` it is that one's group, which stays: torchrun's store serves only one.
-    Raises ConfigError for a device that is not there.
+    `device` is auto, cpu, cuda or cuda:N; ranks wait `timeout` minutes for one another. Inside another `start` it is that one's group,
+    which stays: torchrun's store serves only one. Raises ConfigError for a device that is not there, LostContact where another rank
+    fell silent.
     """
     world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
     chosen = _device(device, local)
@@ -45,13 +47,38 @@ def start(device: str) -> Iterator[Ranks]:
             return
         # gloo beside NCCL: flags and scalars are agreed on by the CPU, without a stop of the device
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(minutes=10))
-        try:
+        with _in_contact(timeout):
+            dist.init_process_group(backend, timeout=timedelta(minutes=timeout))
             yield Ranks(dist.get_rank(), world, chosen)
-        finally:
-            dist.destroy_process_group()
     finally:
         torch.set_flush_denormal(False)
+
+
+@contextlib.contextmanager
+def _in_contact(timeout: float) -> Iterator[None]:
+    """Leaves the process group at the end; turns what the backends say of a silent or dead rank into one sentence."""
+    try:
+        yield
+    except RuntimeError as error:
+        # gloo raises bare RuntimeErrors that open with the place in its own sources
+        if not isinstance(error, dist.DistError) and "gloo" not in str(error):
+            _leave()
+            raise
+        # the group is not left: taking leave of ranks that do not answer would be waiting again
+        raise LostContact(
+            f"rank {os.environ.get('RANK', 0)} on {socket.gethostname()} lost contact with the others: one of them died, or did not answer "
+            f"for train.timeout = {timeout:g} minutes; look at their messages and at the network, then run the same command to go on"
+        ) from error
+    except BaseException:
+        _leave()
+        raise
+    else:
+        _leave()
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _device(name: str, local_rank: int) -> torch.device:
@@ -94,6 +121,13 @@ def total(values: Tensor, ranks: Ranks) -> Tensor:
     """Element-wise sum over ranks; integers wrap around."""
     if ranks.world > 1:
         dist.all_reduce(values)
+    return values
+
+
+def largest(values: Tensor, ranks: Ranks) -> Tensor:
+    """Element-wise maximum over ranks; between GPUs without waiting for it."""
+    if ranks.world > 1:
+        dist.all_reduce(values, op=dist.ReduceOp.MAX)
     return values
 
 
