@@ -1,5 +1,6 @@
 """Every configuration key: its type, default, and the line of help that `--help` shows."""
 
+import re
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -9,6 +10,15 @@ from omegaconf import OmegaConf
 def spelt(field_name: str) -> str:
     """A field's name as users write it: `from` is no name for a Python attribute, so that its field is `from_`."""
     return field_name.rstrip("_")
+
+
+def public(path: str | None) -> str | None:
+    """A path as it may be shown and stored: of a URL without user, password and query, where keys and tokens are."""
+    if path is None or "://" not in path:
+        return path
+    scheme, _, rest = path.partition("://")
+    host, slash, place = re.split(r"[?#]", rest, maxsplit=1)[0].partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{place}"
 
 
 def key(default: Any, doc: str) -> Any:
@@ -22,18 +32,26 @@ def key(default: Any, doc: str) -> Any:
 class Data:
     """What is learnt from."""
 
-    name: str = key("digits", "digits | shapes | folder | shards | dsprites: where the images come from")
-    path: str | None = key(None, "folder of images or of tar shards; the file of dsprites")
+    name: str = key(
+        "digits",
+        "digits | shapes | folder | shards | arrays | cifar10 | cifar100 | mnist | fashion_mnist | stl10 | stl10_unlabeled | dsprites | hf: "
+        "where the images come from",
+    )
+    path: str | None = key(
+        None, "folder of images, arrays or tar shards; list.txt of images; URL of shards; name on the Hugging Face hub; file of dsprites"
+    )
     length: int | None = key(None, "images of shapes or dsprites; null = 20,000 shapes, all dsprites")
     image_size: Any = key(32, "pixels, one number or [height, width]")
-    channels: int = key(3, "colour channels: 1 converts to grey, 3 to RGB")
-    mean: list[float] = key([0.485, 0.456, 0.406], "per channel, of pixels scaled to [0, 1]")
+    channels: int = key(3, "colour channels: 1 converts to grey, 3 to RGB; of arrays as many as they have")
+    mean: list[float] = key([0.485, 0.456, 0.406], "per channel, of pixels scaled to [0, 1]; [] = not known, `mae statistics` computes it")
     std: list[float] = key([0.229, 0.224, 0.225], "per channel, of pixels scaled to [0, 1]")
     crop_scale: list[float] = key([0.2, 1.0], "share of the image's area that a training crop covers, [least, most]; [1, 1] = no crop")
     flip: bool = key(True, "mirror half of the training images")
     resize: float = key(1.0, "shorter side before the evaluation's centre crop, in image sizes (224 from 256: 1.143)")
     validation: float = key(0.1, "share of the training images held out for choices and for the held-out loss")
     split_seed: int = key(0, "decides which images are held out, and the test images of a source without a test split")
+    shuffle: str = key("auto", "auto | full | blocks: mix all images, or a few shards' at a time; auto = blocks over http, else full")
+    damage: float = key(0.001, "share of the images that may be unreadable, shown as others, before the run stops")
     workers: int = key(0, "processes that read and crop; 0 = none")
     cache: str = key("none", "none | ram | device: decode once and keep the images there (data that fits)")
 
@@ -94,6 +112,9 @@ class Train:
     deterministic: bool = key(False, "bit-reproducible CUDA kernels (always so on CPU)")
     ema: float | None = key(None, "decay of an average of the weights, which is then what is kept as the encoder")
     seed: int = key(0, "decides weights, order, crops and masks")
+    skip_updates: int = key(3, "updates in a row that may be left out because a loss or gradient is not finite; 0 = stop at the first")
+    spike: float | None = key(None, "robust deviations above the recent losses' median from which to go back and leave data out; null = warn only")
+    check_replicas: int = key(500, "steps between checks that all ranks hold the same weights, to the bit; 0 = before checkpoints only")
     log_every: int = key(20, "steps")
     checkpoint_every: int = key(500, "steps")
     evaluate_every: int = key(0, "steps between held-out losses; 0 = at the end only")
@@ -125,7 +146,9 @@ class Run:
     """Where the run lives."""
 
     dir: str | None = key(None, "run folder; null = runs/DATA-METHOD, -sN for seed N > 0")
-    keep: int = key(2, "checkpoints kept")
+    keep: int = key(2, "newest checkpoints kept; from 2 on a damaged one has one before it to fall back to")
+    keep_every: int | None = key(None, "steps between checkpoints that are kept for good; null = none are")
+    background: bool = key(False, "write checkpoints behind the training, which costs their memory a second time")
 
 
 @dataclass(frozen=True)
@@ -149,8 +172,9 @@ class Config:
         return (size, size) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain nested dicts and lists, for YAML and JSON."""
+        """Plain nested dicts and lists, for YAML and JSON; a URL without its secrets."""
         plain: dict[str, Any] = OmegaConf.to_container(OmegaConf.structured(self))  # type: ignore[assignment]
+        plain["data"]["path"] = public(plain["data"]["path"])
         return {section: {spelt(k): v for k, v in values.items()} for section, values in plain.items()}
 
 

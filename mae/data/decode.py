@@ -48,6 +48,14 @@ def decode(content: bytes, *, channels: int, name: str) -> np.ndarray:
     return pixels.reshape(*pixels.shape[:2], channels)
 
 
+def in_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
+    """Pixels (H, W, 1 or 3) uint8 as grey (ITU-R 601 luma) or RGB: (H, W, channels)."""
+    if pixels.shape[2] == channels:
+        return pixels
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    return np.asarray(image.convert("L" if channels == 1 else "RGB")).reshape(*pixels.shape[:2], channels)
+
+
 def decode_classes(file: Path) -> np.ndarray:
     """The classes of an image's pixels (H, W) uint8, from a PNG whose values, or palette indices, are these; 255 = not said.
 

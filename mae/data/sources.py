@@ -5,6 +5,8 @@ habit of choosing on a part of train); the test images are touched once.
 """
 
 import hashlib
+import importlib
+import os
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -14,7 +16,24 @@ import numpy as np
 
 from mae.data.decode import DamagedImage
 from mae.errors import ConfigError
-from mae.keys import Data
+from mae.keys import Data, public
+
+# data.name -> the module of this folder and its function that opens it: Data -> Opened
+OPENERS = {
+    "digits": ("digits", "open_digits"),
+    "shapes": ("shapes", "open_shapes"),
+    "folder": ("folder", "open_folder"),
+    "shards": ("shards", "open_shards"),
+    "arrays": ("arrays", "open_arrays"),
+    "cifar10": ("torchvision_sets", "open_cifar10"),
+    "cifar100": ("torchvision_sets", "open_cifar100"),
+    "mnist": ("torchvision_sets", "open_mnist"),
+    "fashion_mnist": ("torchvision_sets", "open_fashion_mnist"),
+    "stl10": ("torchvision_sets", "open_stl10"),
+    "stl10_unlabeled": ("torchvision_sets", "open_stl10_unlabeled"),
+    "dsprites": ("dsprites", "open_dsprites"),
+    "hf": ("huggingface", "open_hf"),
+}
 
 
 class Factors(NamedTuple):
@@ -48,7 +67,7 @@ class Source(Protocol):
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> np.ndarray:
-        """Image `index` as (H, W, C) uint8 at its own size. Raises DamagedImage."""
+        """Image `index` at its own size (H, W, C): uint8, or float32 scaled to [0, 1] where a source keeps more. Raises DamagedImage."""
 
     def name_of(self, index: int) -> str:
         """What a person finds the image by, for logs."""
@@ -121,27 +140,29 @@ def open_splits(data: Data) -> Splits:
     `data.split_seed`; both sides keep at least one image. Raises ConfigError for a missing or empty path, images that
     cannot be read, damaged shards.
     """
-    from mae.data.digits import open_digits  # here, not above: they build on the types of this module
-    from mae.data.dsprites import open_dsprites
-    from mae.data.folder import open_folder
-    from mae.data.shapes import open_shapes
-    from mae.data.shards import open_shards
-
-    openers: dict[str, Callable[[Data], Opened]] = {"digits": open_digits, "shapes": open_shapes, "folder": open_folder}
-    openers |= {"shards": open_shards, "dsprites": open_dsprites}
-    if data.name not in openers:
-        raise ConfigError(f"data.name {data.name!r} is unknown: choose one of {', '.join(openers)}")
-    if data.channels not in (1, 3):
-        raise ConfigError(f"data.channels {data.channels} is not possible for {data.name}: choose 1 (grey) or 3 (RGB)")
+    if data.name not in OPENERS:
+        raise ConfigError(f"data.name {data.name!r} is unknown: choose one of {', '.join(OPENERS)}")
+    if data.channels not in (1, 3) and data.name != "arrays":
+        raise ConfigError(
+            f"data.channels {data.channels} is not possible for {data.name}: choose 1 (grey), 3 (RGB), or data.name=arrays for other images"
+        )
     if data.length is not None and data.name not in ("shapes", "dsprites"):
         raise ConfigError(f"data.length={data.length} is for shapes and dsprites: leave it out for {data.name}")
+    if not data.mean or not data.std:
+        raise ConfigError(
+            "data.mean and data.std are not known yet: `mae statistics` with the same words and --out FILE.yaml computes them, add the file"
+        )
     if data.resize < 1:
         raise ConfigError(f"data.resize {data.resize} is below 1, smaller than the centre crop that follows: choose 1 or more")
-    train, validation, test = openers[data.name](data)
+    module, function = OPENERS[data.name]  # imported here, not above: they build on the types of this module
+    opened: Opened = getattr(importlib.import_module(f"mae.data.{module}"), function)(data)
+    train, validation, test = opened
     _check_readable(train, data)
     if validation is None:
         if len(train) < 2:
-            raise ConfigError(f"{data.path or data.name} leaves {len(train)} image for training: give more, one is held out for validation")
+            raise ConfigError(
+                f"{public(data.path) or data.name} leaves {len(train)} image for training: give more, one is held out for validation"
+            )
         held = share_of(position_hashes(len(train), data.split_seed), data.validation)
         train, validation = Subset(train, ~held), Subset(train, held)
     return Splits(train, validation, test)
@@ -151,12 +172,24 @@ def path_of(data: Data) -> Path:
     """The folder `data.path`. Raises ConfigError where it is missing or no folder."""
     if not data.path:
         raise ConfigError(f"data.path is missing: say where the {data.name} lies with data.path=FOLDER")
+    if is_url(data.path):
+        raise ConfigError(f"data.path {public(data.path)} is no folder: only data.name=shards is read from the web, by http:// or https://")
     path = Path(data.path).expanduser()
     if path.is_file():
         raise ConfigError(f"data.path {path} is a file: give the folder that holds it, data.path={path.parent}")
     if not path.is_dir():
         raise ConfigError(f"data.path {path} does not exist: give an existing folder with data.path=FOLDER")
     return path
+
+
+def is_url(path: str) -> bool:
+    """Whether a path names something that is not a file here: https://..., s3://..., pipe:..."""
+    return "://" in path or path.startswith("pipe:")
+
+
+def cache_folder() -> Path:
+    """What is kept between runs, and may be deleted at any time: $XDG_CACHE_HOME/mae or ~/.cache/mae."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mae"
 
 
 def fingerprint(*parts: str | np.ndarray) -> str:
@@ -185,8 +218,9 @@ def name_hashes(names: list[str], seed: int) -> np.ndarray:
 def share_of(hashes: np.ndarray, share: float) -> np.ndarray:
     """(N,) bool: the share of the positions with the smallest hashes, rounded; both sides get at least one (N >= 2)."""
     count = min(max(round(share * len(hashes)), 1), len(hashes) - 1)
-    chosen = np.zeros(len(hashes), bool)
-    chosen[np.argsort(hashes, kind="stable")[:count]] = True
+    most = np.partition(hashes, count - 1)[count - 1]  # not sorted: there may be millions
+    chosen = hashes < most
+    chosen[np.flatnonzero(hashes == most)[: count - chosen.sum()]] = True  # of equal ones the first
     return chosen
 
 
@@ -199,4 +233,4 @@ def _check_readable(source: Source, data: Data) -> None:
             return
         except DamagedImage as error:
             damage = error
-    raise ConfigError(f"none of {len(tried)} images tried in {data.path or data.name} can be read ({damage}): check data.path")
+    raise ConfigError(f"none of {len(tried)} images tried in {public(data.path) or data.name} can be read ({damage}): check data.path")
