@@ -1,11 +1,8 @@
 """What happens when the training is over: the encoder is exported, pictured and measured, and the run is marked as done."""
 
-import contextlib
 import dataclasses
 import resource
-import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -15,7 +12,6 @@ from mae import config as configuration
 from mae.commands import compare, pictures
 from mae.config import Config
 from mae.data.sources import Splits
-from mae.errors import Preempted
 from mae.evaluation import diagnosis, results
 from mae.evaluation.features import encodes_itself
 from mae.interop import timm_folder
@@ -25,39 +21,37 @@ from mae.nets.vit import choose_attention
 from mae.reporting import table
 from mae.training import flops, precision
 from mae.training.run import RunFolder
-from mae.training.signals import obeyed
 from mae.training.tracking import Tracker
 
 
 def close(
     config: Config, folder: RunFolder, splits: Splits, method: Autoencoder, tracker: Tracker, device: torch.device, step: int
 ) -> None:
-    """Exports, pictures and measures a trained method; writes report.html, prints the table. Raises Preempted when told to stop."""
-    with _stoppable():
-        folder.note(**_costs(method, config, device))
-        if isinstance(method.encoder, VisionTransformer) and not encodes_itself(method):
-            timm_folder.save(method.encoder, folder.encoder, data=config.data, tag=folder.path.name)
-            tracker.artifact(folder.encoder, f"{folder.path.name}-encoder", "model")
-        found = diagnosis.diagnose(method, splits, config, device=device)
-        row = {"step": step, **{f"held_out/{k}": v for k, v in found.figures.items()}}
-        folder.append(row)
-        folder.say(found.sentences)
-        tracker.log(row)
-        drawn = draw(method, splits, config, device, folder, tracker, step)
-        entries = results.run_protocols(
-            method,
-            config,
-            splits,
-            [configuration.protocol(name) for name in config.evaluate.protocols],
-            run_dir=folder.path,
-            device=device,
-            controls=config.evaluate.controls,
-            untrained=lambda: untrained(config, device),
-            precision=precision.choose(config.train.precision, device),
-        )
-        results.add_entries(folder.results, entries)
-        tracker.results(entries)
-        page = compare.refresh(folder.path)
+    """Exports, pictures and measures a trained method; writes report.html, prints the table."""
+    folder.note(**_costs(method, config, device))
+    if isinstance(method.encoder, VisionTransformer) and not encodes_itself(method):
+        timm_folder.save(method.encoder, folder.encoder, data=config.data, tag=folder.path.name)
+        tracker.artifact(folder.encoder, f"{folder.path.name}-encoder", "model")
+    found = diagnosis.diagnose(method, splits, config, device=device)
+    row = {"step": step, **{f"held_out/{k}": v for k, v in found.figures.items()}}
+    folder.append(row)
+    folder.say(found.sentences)
+    tracker.log(row)
+    drawn = draw(method, splits, config, device, folder, tracker, step)
+    entries = results.run_protocols(
+        method,
+        config,
+        splits,
+        [configuration.protocol(name) for name in config.evaluate.protocols],
+        run_dir=folder.path,
+        device=device,
+        controls=config.evaluate.controls,
+        untrained=lambda: untrained(config, device),
+        precision=precision.choose(config.train.precision, device),
+    )
+    results.add_entries(folder.results, entries)
+    tracker.results(entries)
+    page = compare.refresh(folder.path)
     print(f"\n{table.text(entries)}\n")
     print("\n".join(found.sentences))
     made = [name for name in ("results.json", "metrics.jsonl") if (folder.path / name).exists()]
@@ -97,18 +91,3 @@ def untrained(config: Config, device: torch.device) -> Autoencoder:
         method = build(dataclasses.replace(config, method={"name": "untrained"}))
     choose_attention(method, device)
     return method
-
-
-@contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
-    """While entered, a signal to stop raises Preempted: the training itself is in its last checkpoint."""
-
-    def stop(number: int, frame: object) -> None:
-        raise Preempted("stopped while evaluating; the training is saved: run the same command to evaluate")
-
-    before = {s: signal.signal(s, stop) for s in obeyed()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

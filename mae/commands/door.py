@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
-from mae.errors import ConfigError, NonFiniteLoss, Preempted
+from mae.errors import CannotSave, ConfigError, LossSpike, LostContact, NonFiniteLoss, Preempted, ReplicasDiffer
 
 # Exit codes: 0 done, 2 bad configuration or input, 75 stopped by a signal after saving (EX_TEMPFAIL: run it again), 1 else.
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 75
@@ -38,8 +38,9 @@ def enter(
         code, message = BAD_INPUT, str(error)
     except Preempted as error:
         code, message = STOPPED, str(error)
-    except NonFiniteLoss as error:
+    except (NonFiniteLoss, LossSpike, ReplicasDiffer, LostContact, CannotSave) as error:
         code, message = FAILED, str(error)
+        first = first or isinstance(error, LostContact)  # who is cut off is heard by nobody else
     if first:
         print(f"mae: {message}", file=sys.stderr)
     return code

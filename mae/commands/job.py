@@ -3,8 +3,7 @@
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -15,14 +14,17 @@ from mae.config import Config
 from mae.data.batch import normalise
 from mae.data.loader import Batch, evaluation_batches, train_batches
 from mae.data.sources import Splits
-from mae.errors import ConfigError, NonFiniteLoss, Preempted
+from mae.errors import ConfigError, LossSpike, NonFiniteLoss, Preempted
 from mae.methods.base import Output
 from mae.nets.vit import choose_attention
-from mae.training import checkpoint, distributed, optim, precision, state
+from mae.training import checkpoint, distributed, optim, precision, state, watch
+from mae.training.alarms import Alarms
 from mae.training.console import Console
 from mae.training.distributed import Ranks
-from mae.training.loop import Hooks, Progress, fit
-from mae.training.run import RunFolder
+from mae.training.loop import Hooks, fit
+from mae.training.progress import Progress
+from mae.training.run import RunFolder, fingerprint
+from mae.training.saving import Saver
 from mae.training.schedule import Plan
 from mae.training.signals import Stop
 from mae.training.tracking import Tracker
@@ -50,7 +52,7 @@ def run(job: Job, config: Config, folder: RunFolder, splits: Splits, plan: Plan)
     Raises ConfigError before anything is made, NonFiniteLoss and Preempted with the folder left ready to go on.
     """
     with contextlib.ExitStack() as stack:
-        with distributed.start(config.train.device) as ranks:
+        with distributed.start(config.train.device, config.train.timeout) as ranks:
             torch.use_deterministic_algorithms(config.train.deterministic)
             torch.manual_seed(config.train.seed)
             module = job.build().to(ranks.device)
@@ -58,16 +60,18 @@ def run(job: Job, config: Config, folder: RunFolder, splits: Splits, plan: Plan)
             if getattr(module, "batch_statistics", False) and config.train.accumulate not in ("auto", 1):
                 raise ConfigError(f"{config.method['name']} looks at whole batches, which accumulation cuts up: set train.accumulate=1")
             derived = _derived(config, splits, plan, module, ranks)
+            stop = stack.enter_context(Stop())
             distributed.first_does(lambda: _take(folder, config, derived, stack), ranks)
             tracker = Tracker(config, folder.path, job.kind, name=job.name, derived=derived) if ranks.first else None
             stack.enter_context(_status(folder, tracker))
             if getattr(module, "learns", True):
-                steps = _train(job, config, folder, splits, plan, module, ranks, derived, tracker)
+                steps = _train(job, config, folder, splits, plan, module, ranks, derived, tracker, stop)
             else:
                 steps = 0
                 distributed.first_does(lambda: _settle(module, config, folder, splits, ranks, derived), ranks)
         if tracker is not None:  # the other ranks are done: finishing may take longer than they would wait
-            job.finish(module.eval(), tracker, ranks.device, steps)
+            with stop.raising("stopped while evaluating; the training is saved: run the same command to evaluate"):
+                job.finish(module.eval(), tracker, ranks.device, steps)
 
 
 @contextlib.contextmanager
@@ -93,10 +97,13 @@ def _take(folder: RunFolder, config: Config, derived: dict[str, Any], stack: con
             f"the training images are not those that {folder.path} was started with ({previous['data']}, now {derived['data']}): "
             "bring them back or choose another run.dir=..."
         )
-    stack.enter_context(folder.locked())
-    folder.create(config, derived)
-    checkpoint.sweep(folder.checkpoints)
-    folder.status("running")
+    try:
+        stack.enter_context(folder.locked())
+        folder.create(config, derived)
+        checkpoint.sweep(folder.checkpoints)
+        folder.status("running")
+    except OSError as error:
+        raise ConfigError(f"run.dir {folder.path} cannot be written to ({error.strerror}): choose another run.dir=...") from error
     words = ", ".join(f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in derived.items() if v is not None)
     log.info("%s: %s", folder.path, words)
 
@@ -128,15 +135,18 @@ def _train(
     ranks: Ranks,
     derived: dict[str, Any],
     tracker: Tracker | None,
+    stop: Stop,
 ) -> int:
     optimizer = optim.create(module, config.optim)
     average = optim.Average(module, config.train.ema) if config.train.ema is not None else None
     scaler = torch.amp.GradScaler(ranks.device.type, enabled=derived["precision"] == "fp16")
-    progress = _resume(folder, module, optimizer, average, scaler, ranks)
+    saver = Saver(folder, config.run, ranks, {"config": fingerprint(config), "data": derived["data"]})
+    progress = _resume(saver, module, optimizer, average, scaler)
     begun_at, begun_with = progress.step, progress.seconds
     if config.train.compile:
         module.compile()
     console = Console(plan, progress.step, progress.seconds, first=ranks.first)
+    alarms = Alarms(folder, tracker, progress.seconds) if tracker is not None else None
 
     def write(row: dict[str, Any]) -> None:
         if tracker is not None:
@@ -144,17 +154,18 @@ def _train(
             tracker.log(row)
 
     def log_row(row: dict[str, Any]) -> None:
-        write(row)
+        if alarms is not None:
+            write(row | watch.costs(row, derived, ranks))
+            alarms.look(row, progress.seconds)
         console.row(row, progress.seconds)
 
     def save(progress: Progress) -> None:
         """Everything a resumed run needs; every rank calls it, the first one writes."""
+        watch.compare_replicas(module, ranks)
         replaced = int(distributed.total(torch.tensor(progress.replaced, device=ranks.device), ranks))
         tensors, scalars = state.take(module, optimizer, average)
         scalars |= {"progress": dataclasses.asdict(progress) | {"replaced": replaced}, "scaler": scaler.state_dict()}
-        facts = {"data": derived["data"], "world": ranks.world, "samples_consumed": progress.step * plan.batch_size}
-        commit = partial(checkpoint.save, folder.checkpoints, progress.step, tensors, scalars, facts=facts, keep=config.run.keep)
-        distributed.first_does(commit, ranks)
+        saver.save(progress.step, tensors, scalars, samples=progress.batch * plan.batch_size)
 
     def held_out(step: int) -> None:
         """A row of figures on held-out images; the first rank looks while the others wait."""
@@ -170,37 +181,49 @@ def _train(
             job.draw(module.eval(), tracker, ranks.device, step)
             module.train()
 
-    batches = train_batches(
-        splits.train,
-        config,
-        first_step=progress.step,
-        device=ranks.device,
-        rank=ranks.rank,
-        world=ranks.world,
-        accumulate=derived["accumulate"],
-        transform=job.transform,
-    )
+    def batches() -> Iterator[list[Batch]]:
+        return train_batches(
+            splits.train,
+            config,
+            first_step=progress.batch,
+            device=ranks.device,
+            rank=ranks.rank,
+            world=ranks.world,
+            accumulate=derived["accumulate"],
+            transform=job.transform,
+        )
+
     module.train()
-    with Stop() as stop, contextlib.closing(batches), contextlib.closing(console):
-        try:
-            fit(
-                distributed.data_parallel(module, ranks),
-                job.forward,
-                batches,
-                optimizer=optimizer,
-                average=average,
-                scaler=scaler,
-                plan=plan,
-                progress=progress,
-                config=config,
-                precision=derived["precision"],
-                ranks=ranks,
-                hooks=Hooks(log=log_row, save=save, evaluate=held_out, picture=picture, stop=lambda: stop.asked),
-            )
-        except NonFiniteLoss as error:
-            raise NonFiniteLoss(f"{error}. The newest checkpoint in {folder.checkpoints} is from before it") from None
-    if progress.step > begun_at:
-        save(progress)
+    wrapped = distributed.data_parallel(module, ranks)
+    hooks = Hooks(log=log_row, save=save, evaluate=held_out, picture=picture, stop=lambda: stop.asked)
+    with saver, contextlib.closing(console):
+        spike: LossSpike | None = None
+        while True:
+            try:
+                if spike is not None:
+                    progress = _go_back(spike, progress, lambda until: _resume(saver, module, optimizer, average, scaler, until), alarms)
+                with contextlib.closing(batches()) as stream:
+                    fit(
+                        wrapped,
+                        job.forward,
+                        stream,
+                        optimizer=optimizer,
+                        average=average,
+                        scaler=scaler,
+                        plan=plan,
+                        progress=progress,
+                        config=config,
+                        precision=derived["precision"],
+                        ranks=ranks,
+                        hooks=hooks,
+                    )
+                break
+            except NonFiniteLoss as error:
+                raise NonFiniteLoss(f"{error}. The newest checkpoint in {folder.checkpoints} is from before it") from None
+            except LossSpike as found:
+                spike = found
+        if progress.step > begun_at:
+            save(progress)
     if average is not None:
         average.swap()
     return progress.step
@@ -213,29 +236,48 @@ def _settle(module: nn.Module, config: Config, folder: RunFolder, splits: Splits
         with torch.no_grad():
             module.fit((normalise(batch.images, config.data), batch.keys) for batch in batches)
     tensors = {f"model.{k}": v for k, v in module.state_dict().items()}
-    facts = {"data": derived["data"], "world": ranks.world, "samples_consumed": 0}
+    facts = {"config": fingerprint(config), "data": derived["data"], "world": ranks.world, "samples": 0}
     checkpoint.save(folder.checkpoints, 0, tensors, {}, facts=facts, keep=config.run.keep)
 
 
 def _resume(
-    folder: RunFolder,
+    saver: Saver,
     module: nn.Module,
     optimizer: torch.optim.Optimizer,
     average: optim.Average | None,
     scaler: torch.amp.GradScaler,
-    ranks: Ranks,
+    until: int | None = None,
 ) -> Progress:
-    """Goes back to the newest good checkpoint, if there is one."""
-    found = checkpoint.load_newest(folder.checkpoints)
-    if found is None:
-        distributed.first_does(lambda: folder.rewind(0), ranks)
-        return Progress()
-    path, tensors, scalars = found
-    state.restore(tensors, scalars, module, optimizer, average)
-    scaler.load_state_dict(scalars["scaler"])
-    progress = Progress(**scalars["progress"])
+    """Goes back to the newest checkpoint (of at most step `until`) that is good on every rank, if there is one."""
+    folder, ranks, path = saver.folder, saver.ranks, saver.find(until)
+    progress = Progress()
+    if path is not None:
+        tensors, scalars = checkpoint.load(path)
+        state.restore(tensors, scalars, module, optimizer, average)
+        scaler.load_state_dict(scalars["scaler"])
+        progress = Progress(**scalars["progress"])
+        log.info("resuming from %s", path)
     if not ranks.first:
         progress.replaced = 0  # the count is the sum over ranks: one of them goes on with it
     distributed.first_does(lambda: folder.rewind(progress.step), ranks)
-    log.info("resuming from %s", path)
     return progress
+
+
+def _go_back(spike: LossSpike, progress: Progress, resume: Callable[[int], Progress], alarms: Alarms | None) -> Progress:
+    """Before a loss spike, with the data since then left out. Raises LossSpike where that is no way out any more.
+
+    Chowdhery et al., PaLM, arXiv:2204.02311, section 5.1: spikes come from a state meeting certain batches; from an earlier checkpoint, and
+    without the batches around the spike, they did not come again.
+    """
+    if progress.roll_backs == watch.MOST_ROLL_BACKS:
+        raise watch.beyond_help(spike)
+    earlier = resume(spike.calm_until)
+    if earlier.step == 0:
+        raise LossSpike(f"{spike}, and no checkpoint from before it is left: raise run.keep", calm_until=0)
+    left_out = progress.batch - earlier.batch
+    earlier.passed_over += left_out
+    earlier.roll_backs, earlier.seconds, earlier.replaced = progress.roll_backs + 1, progress.seconds, progress.replaced
+    if alarms is not None:
+        sentence = f"{spike}: training goes on from step {earlier.step} without the {left_out} batches that followed it"
+        alarms.tell("loss spike", sentence, earlier.step)
+    return earlier
