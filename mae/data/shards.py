@@ -3,63 +3,57 @@
 Streaming readers of the same format repeat and omit samples when ranks or workers change; an index does not.
 """
 
-import hashlib
 import json
 import os
 import re
-import tempfile
 from collections import OrderedDict
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from mae.data import tar
 from mae.data.decode import DamagedImage, decode
-from mae.data.sources import Opened, Subset, fingerprint, name_hashes, path_of, share_of
+from mae.data.index import IMAGES, Index, cached_index
+from mae.data.sources import Opened, Subset, cache_folder, fingerprint, path_of, share_of
 from mae.errors import ConfigError
 from mae.keys import Data
+from mae.nets.keyed import hash_integers
 
-IMAGES = ("jpg", "jpeg", "png", "webp")
 SPLIT_WORDS = {"train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 TEST_SHARE = 0.2  # where no shard is named after a held-out split
 OPEN_FILES = 64  # descriptors kept open a process: opening is what costs on network file systems
-INDEX_VERSION = 1
-
-
-class Index(NamedTuple):
-    """Where every image lies: arrays of length N."""
-
-    shards: np.ndarray  # which shard, int64
-    offsets: np.ndarray  # bytes, int64
-    sizes: np.ndarray  # bytes, int64
-    labels: np.ndarray  # int64, -1 = no .cls
-    keys: np.ndarray  # what names the image in its shard, bytes
-
-    def of_shards(self, numbers: list[int]) -> "Index":
-        chosen = np.isin(self.shards, numbers)
-        return Index(*(column[chosen] for column in self))
+UNFINISHED = ".unfinished"  # what `mae shard` keeps in the folder while it writes
 
 
 class Shards:
     """The images of an index. One instance is for one thread of each process; processes may share it by fork or pickle."""
 
     def __init__(self, root: Path, names: list[str], index: Index, classes: tuple[str, ...] | None, channels: int) -> None:
-        """`names`: the shards' paths under root, which `index.shards` counts."""
-        self.root, self.names, self.index, self.classes, self.channels = root, names, index, classes, channels
-        self.labels = None if classes is None else index.labels
-        self.fingerprint = fingerprint(index.keys, index.sizes, index.labels)
+        """`names`: the shards' paths under root, which `index.shards` counts. Raises ConfigError where only some images have labels."""
+        self.root, self.names, self.index, self.channels = root, names, index, channels
+        self.classes = classes if classes is not None and index.labels.max(initial=-1) >= 0 else None
+        if self.classes is not None and index.labels.min() < 0:
+            bare = int(np.argmin(index.labels))
+            raise ConfigError(f"{root / self.name_of(bare)} has no .cls label but others have one: add it, or remove all")
+        self.fingerprint = fingerprint(index.digests)
         self._open: OrderedDict[str, int] = OrderedDict()
 
     def __getstate__(self) -> dict[str, Any]:
         return {**vars(self), "_open": OrderedDict()}  # descriptors mean nothing in a process that was not forked
 
     def __len__(self) -> int:
-        return len(self.index.keys)
+        return len(self.index)
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        return None if self.classes is None else self.index.labels
 
     def read(self, index: int) -> np.ndarray:
         """The image as (H, W, C) uint8. Raises DamagedImage."""
+        return decode(self.content(index), channels=self.channels, name=self.name_of(index))
+
+    def content(self, index: int) -> bytes:
+        """The image's file as it was stored. Raises DamagedImage where it cannot be read."""
         name = self.name_of(index)
         size = int(self.index.sizes[index])
         try:
@@ -68,7 +62,7 @@ class Shards:
             raise DamagedImage(name, error.strerror or str(error)) from error
         if len(content) != size:
             raise DamagedImage(name, "the shard was cut short after it was indexed")
-        return decode(content, channels=self.channels, name=name)
+        return content
 
     def name_of(self, index: int) -> str:
         return f"{self.names[self.index.shards[index]]}/{os.fsdecode(self.index.keys[index])}"
@@ -96,17 +90,19 @@ def open_shards(data: Data) -> Opened:
     missing, damaged or unsafe shards.
     """
     root = path_of(data)
+    if (root / UNFINISHED).exists():
+        raise ConfigError(f"{root} is not finished: run the same `mae shard` again, which goes on where it stopped")
     names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.tar"))
     if not names:
         raise ConfigError(f"data.path {root} holds no .tar shards: give the folder they lie in, or data.name=folder for image files")
     _check_sequence(root, names)
-    index = cached_index(root, names)
-    if not len(index.keys):
+    index = cached_index(root, names, cache_folder())
+    if not len(index):
         raise ConfigError(f"the {len(names)} shards in {root} hold no images: members named KEY.{', KEY.'.join(IMAGES)} are looked for")
     classes = _classes(root, names, index)
     parts: dict[str, list[int]] = {"train": [], "val": [], "test": []}
     for number, name in enumerate(names):
-        parts[_split_of(name)].append(number)
+        parts[split_of(name)].append(number)
 
     def source(numbers: list[int]) -> Shards:
         return Shards(root, names, index.of_shards(numbers), classes, data.channels)
@@ -117,73 +113,12 @@ def open_shards(data: Data) -> Opened:
     everything = source(list(range(len(names))))
     if len(everything) < 3:
         raise ConfigError(f"the shards in {root} hold {len(everything)} images: at least 3 are needed, to train, to validate and to test")
-    test = share_of(name_hashes([everything.name_of(i) for i in range(len(everything))], data.split_seed), TEST_SHARE)
+    test = share_of(hash_integers(data.split_seed, index.hashes), TEST_SHARE)
     return Opened(train=Subset(everything, ~test), test=Subset(everything, test))
 
 
-def cached_index(root: Path, names: list[str]) -> Index:
-    """The index of the shards, from the user's cache folder where the shards' names, sizes and times are still the same."""
-    stats = [(name, status.st_size, status.st_mtime_ns) for name in names for status in [(root / name).stat()]]
-    file = cache_folder() / f"shards-{hashlib.blake2b(json.dumps([INDEX_VERSION, stats]).encode(), digest_size=16).hexdigest()}.npz"
-    try:
-        with np.load(file, allow_pickle=False) as stored:
-            return Index(*(stored[column] for column in Index._fields))
-    except Exception:  # not there, or damaged: zip files raise a dozen kinds
-        index = make_index(root, names)
-    _store(file, index)
-    return index
-
-
-def make_index(root: Path, names: list[str]) -> Index:
-    """Walks all shards. Raises ConfigError for a damaged or unsafe one, an unreadable label, or images without one among labelled ones."""
-    rows = [(number, *row) for number, name in enumerate(names) for row in _samples(root / name)]
-    columns = list(zip(*rows, strict=True)) or [()] * 5
-    shards, offsets, sizes, labels = (np.array(column, np.int64) for column in columns[:4])
-    index = Index(shards, offsets, sizes, labels, np.array([os.fsencode(key) for key in columns[4]], dtype=None if rows else "S1"))
-    if len(labels) and labels.max() >= 0 and labels.min() < 0:
-        bare = int(np.argmin(labels))
-        raise ConfigError(f"{root / names[shards[bare]]}: {columns[4][bare]} has no .cls label but others have one: add it, or remove all")
-    return index
-
-
-def cache_folder() -> Path:
-    """Where indices are kept between runs: $XDG_CACHE_HOME/mae or ~/.cache/mae."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "mae"
-
-
-def _samples(path: Path) -> Iterator[tuple[int, int, int, str]]:
-    """(offset, size, label, name) of every image of a shard. A key is the name up to the first dot, as in webdataset."""
-    images: dict[str, tar.Member] = {}
-    labels: dict[str, int] = {}
-    for member in tar.members(path):
-        folder, _, base = member.name.rpartition("/")
-        stem, _, extension = base.partition(".")
-        key = f"{folder}/{stem}"
-        if extension.lower() in IMAGES:
-            if key in images:
-                raise ConfigError(f"{path} has two images of the key {key.lstrip('/')}, at byte {member.offset}: keep one image a key")
-            images[key] = member
-        elif extension.lower() == "cls":
-            text = member.head.strip() if member.size <= tar.HEAD else b""
-            if not re.fullmatch(rb"\d{1,9}", text):
-                raise ConfigError(f"{path}: {member.name} at byte {member.offset} holds {text[:20]!r}, a label is a number from 0")
-            labels[key] = int(text)
-    for key, member in images.items():
-        yield member.offset, member.size, labels.get(key, -1), member.name
-
-
-def _store(file: Path, index: Index) -> None:
-    """Writes the index whole or not at all; a cache that cannot be written only costs time."""
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=file.parent, suffix=".tmp", delete=False) as temporary:
-            np.savez(temporary, **index._asdict())
-        os.replace(temporary.name, file)
-    except OSError:
-        return
-
-
-def _split_of(name: str) -> str:
+def split_of(name: str) -> str:
+    """train | val | test: the first word of a shard's path that says it; train where none does."""
     words = re.findall(r"[a-z]+", name.lower())
     return next((SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS), "train")
 

@@ -14,6 +14,7 @@ from mae.errors import ConfigError
 
 BLOCK = 512
 EMPTY = bytes(BLOCK)
+CHECKSUM = re.compile(rb"[0-7]+(\0 | \0|\0| )?")  # the ways in which writers end the number
 HEAD = 1024  # bytes of content that are read together with a header: enough for a label or a pax record
 
 
@@ -52,7 +53,7 @@ def _walk(fd: int, path: Path) -> Iterator[Member]:
             raise ConfigError(f"{path} is cut short at byte {offset}: there is no end-of-archive mark, copy or write it again")
         if header == EMPTY:
             return _check_end(fd, path, offset, total)
-        if _number(header[148:156]) != sum(header[:148]) + sum(header[156:]) + 8 * ord(" "):
+        if not CHECKSUM.fullmatch(header[148:156]) or _number(header[148:156]) != sum(header[:148]) + sum(header[156:]) + 8 * ord(" "):
             raise ConfigError(f"{path} is damaged at byte {offset}: the header's checksum is wrong, copy or write it again")
         kind = header[156:157]
         own_size = _number(header[124:136])
