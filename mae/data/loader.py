@@ -24,7 +24,7 @@ from mae.data.batch import Batch, Samples, micro_batches, normalise
 from mae.data.cached import Cache
 from mae.data.resample import crop_one
 from mae.data.sources import Source
-from mae.data.worker import serve
+from mae.data.worker import held_back, serve, start_tracker
 from mae.errors import ConfigError
 from mae.nets.keyed import hash_integers
 
@@ -171,7 +171,9 @@ def _from_workers(
         worker_init_fn=serve,
         generator=torch.Generator(),  # the global one belongs to the model
     )
-    iterator = iter(loader)
+    start_tracker()
+    with held_back():
+        iterator = iter(loader)  # starts the workers, and the first time their fork server
     _open_iterators.add(iterator)
     try:
         for _ in indices:

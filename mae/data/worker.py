@@ -1,9 +1,13 @@
 """Signals belong to the main process: it decides what to save and when to stop, and its helpers live exactly as long as it does."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
+from collections.abc import Iterator
+from multiprocessing import resource_tracker, spawn, util
 from multiprocessing.connection import wait
 
 STOPS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")  # what schedulers and terminals send to all processes of a job
@@ -14,6 +18,37 @@ def leave_signals_to_the_main_process() -> None:
     for name in STOPS:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+@contextlib.contextmanager
+def held_back() -> Iterator[None]:
+    """While entered, those signals wait; processes started inside are deaf to them from their first instruction on."""
+    numbers = [getattr(signal, name) for name in STOPS if hasattr(signal, name)]
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def start_tracker() -> None:
+    """Starts multiprocessing's own process that removes the queues' semaphores from /dev/shm when all who use them are dead.
+
+    In a session of its own, as it must outlive a SIGKILL (and a SIGHUP or SIGUSR1, to which it listens) to all processes of the job.
+    """
+    tracker = resource_tracker._resource_tracker  # type: ignore[attr-defined]
+    if tracker._fd is not None:
+        return
+    read, write = os.pipe()
+    os.set_inheritable(read, True)
+    program = f"from multiprocessing.resource_tracker import main; main({read})"
+    words = [os.fspath(spawn.get_executable()), *util._args_from_interpreter_flags(), "-c", program]  # type: ignore[attr-defined]
+    with contextlib.suppress(NotImplementedError):  # then multiprocessing starts it in this session
+        tracker._pid = os.posix_spawn(sys.executable, words, os.environ, setsid=True)
+        tracker._fd = write
+    os.close(read)
+    if tracker._fd is None:
+        os.close(write)
 
 
 def serve(worker: int) -> None:
