@@ -1,8 +1,6 @@
 """What happens when the training is over: the encoder is exported, pictured and measured, and the run is marked as done."""
 
 import dataclasses
-import resource
-import sys
 from pathlib import Path
 
 import torch
@@ -19,23 +17,24 @@ from mae.methods.base import Autoencoder
 from mae.methods.build import build
 from mae.nets.vit import choose_attention
 from mae.reporting import table
-from mae.training import flops, precision
+from mae.training import alarms, precision
 from mae.training.run import RunFolder
 from mae.training.tracking import Tracker
+from mae.training.watch import memory_gib
 
 
 def close(
     config: Config, folder: RunFolder, splits: Splits, method: Autoencoder, tracker: Tracker, device: torch.device, step: int
 ) -> None:
     """Exports, pictures and measures a trained method; writes report.html, prints the table."""
-    folder.note(**_costs(method, config, device))
+    folder.note(**_costs(device))
     if isinstance(method.encoder, VisionTransformer) and not encodes_itself(method):
         timm_folder.save(method.encoder, folder.encoder, data=config.data, tag=folder.path.name)
         tracker.artifact(folder.encoder, f"{folder.path.name}-encoder", "model")
     found = diagnosis.diagnose(method, splits, config, device=device)
     row = {"step": step, **{f"held_out/{k}": v for k, v in found.figures.items()}}
     folder.append(row)
-    folder.say(found.sentences)
+    folder.say([*found.sentences, *alarms.told(folder.rows())])
     tracker.log(row)
     drawn = draw(method, splits, config, device, folder, tracker, step)
     entries = results.run_protocols(
@@ -60,17 +59,11 @@ def close(
     print(f"\n{folder.path}: {', '.join([*made, *map(str, drawn)])}")
 
 
-def _costs(method: Autoencoder, config: Config, device: torch.device) -> dict[str, float]:
-    """What the training took: peak memory, on a GPU of its tensors, else of the whole process; FLOPs a training image."""
+def _costs(device: torch.device) -> dict[str, float]:
+    """What the training took: peak memory."""
+    costs = {"peak_memory_gib": memory_gib(device)}
     if device.type == "cuda":
-        costs = {"peak_memory_gib": torch.cuda.max_memory_allocated(device) / 2**30}
         torch.cuda.reset_peak_memory_stats(device)  # another run may follow in this process
-    else:
-        unit = 1 if sys.platform == "darwin" else 1024  # bytes
-        costs = {"peak_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30}
-    if method.learns:
-        shape = (config.data.channels, *config.image_size)
-        costs["flops_per_image"] = flops.per_image(method, lambda m, x, keys: m.forward(x, keys=keys), shape)
     return costs
 
 

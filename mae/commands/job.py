@@ -17,11 +17,11 @@ from mae.data.sources import Splits
 from mae.errors import ConfigError, LossSpike, NonFiniteLoss, Preempted
 from mae.methods.base import Output
 from mae.nets.vit import choose_attention
-from mae.training import checkpoint, distributed, optim, precision, state, watch
+from mae.training import checkpoint, distributed, flops, optim, parallel, precision, state, watch
 from mae.training.alarms import Alarms
 from mae.training.console import Console
 from mae.training.distributed import Ranks
-from mae.training.loop import Hooks, fit
+from mae.training.loop import Hooks, autocast, fit
 from mae.training.progress import Progress
 from mae.training.run import RunFolder, fingerprint
 from mae.training.saving import Saver
@@ -40,6 +40,7 @@ class Job:
     name: str  # of the run, in W&B
     build: Callable[[], nn.Module]
     forward: Callable[[nn.Module, Batch], Output]
+    loss: Callable[[nn.Module, Tensor, Tensor], Output]  # (module, images, keys): what `forward` computes, or what costs as much
     held_out: Callable[..., dict[str, float]]  # (module, device, interval=, trained= seconds) -> figures on held-out data, while training
     finish: Callable[[nn.Module, Tracker, torch.device, int], None]  # on rank 0, when training is over after so many steps
     draw: Callable[[nn.Module, Tracker, torch.device, int], object] | None = None  # pictures while training, on rank 0
@@ -55,19 +56,24 @@ def run(job: Job, config: Config, folder: RunFolder, splits: Splits, plan: Plan)
         with distributed.start(config.train.device, config.train.timeout) as ranks:
             torch.use_deterministic_algorithms(config.train.deterministic)
             torch.manual_seed(config.train.seed)
-            module = job.build().to(ranks.device)
+            module = job.build()
             choose_attention(module, ranks.device)
             if getattr(module, "batch_statistics", False) and config.train.accumulate not in ("auto", 1):
                 raise ConfigError(f"{config.method['name']} looks at whole batches, which accumulation cuts up: set train.accumulate=1")
-            derived = _derived(config, splits, plan, module, ranks)
+            engine = parallel.choose(config.train.parallel, module, config.optim, average=config.train.ema is not None, ranks=ranks)
+            costs = _costs(job, config, module, engine, ranks)
+            if config.train.recompute:
+                parallel.recompute(module)
+            derived = _derived(config, splits, plan, module, ranks) | costs | {"parallel": f"{engine.name} ({engine.reason})"}
             stop = stack.enter_context(Stop())
             distributed.first_does(lambda: _take(folder, config, derived, stack), ranks)
             tracker = Tracker(config, folder.path, job.kind, name=job.name, derived=derived) if ranks.first else None
             stack.enter_context(_status(folder, tracker))
             if getattr(module, "learns", True):
-                steps = _train(job, config, folder, splits, plan, module, ranks, derived, tracker, stop)
+                spread = parallel.Spread(engine.name, module, ranks)
+                module, steps = _train(job, config, folder, splits, plan, spread, ranks, derived, tracker, stop)
             else:
-                steps = 0
+                module, steps = module.to(ranks.device), 0
                 distributed.first_does(lambda: _settle(module, config, folder, splits, ranks, derived), ranks)
         if tracker is not None:  # the other ranks are done: finishing may take longer than they would wait
             with stop.raising("stopped while evaluating; the training is saved: run the same command to evaluate"):
@@ -125,26 +131,47 @@ def _derived(config: Config, splits: Splits, plan: Plan, module: nn.Module, rank
     }
 
 
+def _costs(job: Job, config: Config, module: nn.Module, engine: parallel.Engine, ranks: Ranks) -> dict[str, float]:
+    """FLOPs of a training image, FLOPs a second that the device can do. Every rank calls it: a loss may look at all of them."""
+    if not getattr(module, "learns", True):
+        return {}
+    where = torch.device("cpu") if engine.name == "fsdp" else ranks.device  # a module that is to be sharded may not fit as a whole
+    image = flops.per_image(module, job.loss, (config.data.channels, *config.image_size), device=where)
+    dtype = precision.DTYPES[precision.choose(config.train.precision, ranks.device)]
+    return {"flops_per_image": image, "device_flops": flops.of_device(ranks.device, dtype)}
+
+
 def _train(
     job: Job,
     config: Config,
     folder: RunFolder,
     splits: Splits,
     plan: Plan,
-    module: nn.Module,
+    spread: parallel.Spread,
     ranks: Ranks,
     derived: dict[str, Any],
     tracker: Tracker | None,
     stop: Stop,
-) -> int:
+) -> tuple[nn.Module, int]:
+    """Trains from where the folder stands; returns the module with all its weights (on rank 0) and the steps taken."""
+    module = spread.module.train()
     optimizer = optim.create(module, config.optim)
     average = optim.Average(module, config.train.ema) if config.train.ema is not None else None
     scaler = torch.amp.GradScaler(ranks.device.type, enabled=derived["precision"] == "fp16")
     saver = Saver(folder, config.run, ranks, {"config": fingerprint(config), "data": derived["data"]})
-    progress = _resume(saver, module, optimizer, average, scaler)
-    begun_at, begun_with = progress.step, progress.seconds
     if config.train.compile:
-        module.compile()
+        spread.compile()
+    wrapped = spread.wrapped()
+
+    def rehearse() -> Tensor:
+        with autocast(derived["precision"], ranks.device):
+            return job.forward(wrapped, _blank(config, ranks, derived["accumulate"])).loss
+
+    def resume(until: int | None = None) -> Progress:
+        return _resume(saver, spread, rehearse, optimizer, average, scaler, until)
+
+    progress = resume()
+    begun_at, begun_with = progress.step, progress.seconds
     console = Console(plan, progress.step, progress.seconds, first=ranks.first)
     alarms = Alarms(folder, tracker, progress.seconds) if tracker is not None else None
 
@@ -169,17 +196,18 @@ def _train(
 
     def held_out(step: int) -> None:
         """A row of figures on held-out images; the first rank looks while the others wait."""
-        if tracker is not None:
-            pace = (progress.seconds - begun_with) / (step - begun_at)
-            interval = pace * config.train.evaluate_every
-            figures = job.held_out(module.eval(), ranks.device, interval=interval, trained=progress.seconds - begun_with)
-            module.train()
-            write({"step": step, "samples": step * plan.batch_size, **figures})
+        with spread.whole() as whole:
+            if whole is not None:
+                pace = (progress.seconds - begun_with) / (step - begun_at)
+                interval = pace * config.train.evaluate_every
+                figures = job.held_out(whole, ranks.device, interval=interval, trained=progress.seconds - begun_with)
+                write({"step": step, "samples": step * plan.batch_size, **figures})
 
     def picture(step: int) -> None:
-        if tracker is not None and job.draw is not None:
-            job.draw(module.eval(), tracker, ranks.device, step)
-            module.train()
+        if job.draw is not None:
+            with spread.whole() as whole:
+                if whole is not None and tracker is not None:
+                    job.draw(whole, tracker, ranks.device, step)
 
     def batches() -> Iterator[list[Batch]]:
         return train_batches(
@@ -193,15 +221,10 @@ def _train(
             transform=job.transform,
         )
 
-    module.train()
-    wrapped = distributed.data_parallel(module, ranks)
     hooks = Hooks(log=log_row, save=save, evaluate=held_out, picture=picture, stop=lambda: stop.asked)
     with saver, contextlib.closing(console):
-        spike: LossSpike | None = None
         while True:
             try:
-                if spike is not None:
-                    progress = _go_back(spike, progress, lambda until: _resume(saver, module, optimizer, average, scaler, until), alarms)
                 with contextlib.closing(batches()) as stream:
                     fit(
                         wrapped,
@@ -220,13 +243,21 @@ def _train(
                 break
             except NonFiniteLoss as error:
                 raise NonFiniteLoss(f"{error}. The newest checkpoint in {folder.checkpoints} is from before it") from None
-            except LossSpike as found:
-                spike = found
+            except LossSpike as spike:
+                progress = _go_back(spike, progress, saver, resume, alarms)
         if progress.step > begun_at:
             save(progress)
     if average is not None:
         average.swap()
-    return progress.step
+    return spread.release(), progress.step
+
+
+def _blank(config: Config, ranks: Ranks, accumulate: int) -> Batch:
+    """As many black images as a rank sees at a time."""
+    count = config.train.batch_size // ranks.world // accumulate
+    pixels = torch.zeros(count, config.data.channels, *config.image_size, dtype=torch.uint8, device=ranks.device)
+    numbers = torch.zeros(count, dtype=torch.int64, device=ranks.device)
+    return Batch(pixels, keys=numbers, labels=numbers, ids=numbers, replaced=0)
 
 
 def _settle(module: nn.Module, config: Config, folder: RunFolder, splits: Splits, ranks: Ranks, derived: dict[str, Any]) -> None:
@@ -242,7 +273,8 @@ def _settle(module: nn.Module, config: Config, folder: RunFolder, splits: Splits
 
 def _resume(
     saver: Saver,
-    module: nn.Module,
+    spread: parallel.Spread,
+    rehearse: Callable[[], Tensor],
     optimizer: torch.optim.Optimizer,
     average: optim.Average | None,
     scaler: torch.amp.GradScaler,
@@ -252,8 +284,9 @@ def _resume(
     folder, ranks, path = saver.folder, saver.ranks, saver.find(until)
     progress = Progress()
     if path is not None:
-        tensors, scalars = checkpoint.load(path)
-        state.restore(tensors, scalars, module, optimizer, average)
+        spread.settle(rehearse)
+        stored, scalars = checkpoint.load(path)
+        state.restore(stored, scalars, spread.module, optimizer, average)
         scaler.load_state_dict(scalars["scaler"])
         progress = Progress(**scalars["progress"])
         log.info("resuming from %s", path)
@@ -263,7 +296,7 @@ def _resume(
     return progress
 
 
-def _go_back(spike: LossSpike, progress: Progress, resume: Callable[[int], Progress], alarms: Alarms | None) -> Progress:
+def _go_back(spike: LossSpike, progress: Progress, saver: Saver, resume: Callable[[int], Progress], alarms: Alarms | None) -> Progress:
     """Before a loss spike, with the data since then left out. Raises LossSpike where that is no way out any more.
 
     Chowdhery et al., PaLM, arXiv:2204.02311, section 5.1: spikes come from a state meeting certain batches; from an earlier checkpoint, and
@@ -271,9 +304,11 @@ def _go_back(spike: LossSpike, progress: Progress, resume: Callable[[int], Progr
     """
     if progress.roll_backs == watch.MOST_ROLL_BACKS:
         raise watch.beyond_help(spike)
+    saver.wait()
     earlier = resume(spike.calm_until)
     if earlier.step == 0:
         raise LossSpike(f"{spike}, and no checkpoint from before it is left: raise run.keep", calm_until=0)
+    saver.forget_after(earlier.step)
     left_out = progress.batch - earlier.batch
     earlier.passed_over += left_out
     earlier.roll_backs, earlier.seconds, earlier.replaced = progress.roll_backs + 1, progress.seconds, progress.replaced

@@ -22,6 +22,7 @@ def pretrain(config: Config, folder: RunFolder, splits: Splits, plan: Plan) -> N
             kind="pretrain",
             name=folder.path.name,
             build=lambda: _method(config),
+            loss=lambda module, images, keys: module.forward(images, keys=keys),
             forward=lambda module, batch: module(normalise(batch.images, config.data), keys=batch.keys),
             held_out=online.measure,
             draw=lambda method, tracker, device, step: closing.draw(method, splits, config, device, folder, tracker, step),

@@ -116,6 +116,7 @@ def _train(subject: _Subject, splits: Splits, plan: Plan, finish: Callable[[resu
             kind=protocol["name"].split("/")[0],
             name=subject.name,
             build=subject.build,
+            loss=lambda module, images, keys: Output(module(images).float().mean(), {}),
             forward=functools.partial(_forward, config=config, mixing=mixing),
             held_out=lambda module, device, **_: {
                 f"held_out/{k}": v for k, v in score(correct(module, splits.validation, config, device), "mean").items()

@@ -1,6 +1,7 @@
-"""What a training step costs, counted: the floating-point operations of all matrix products and attentions, forward and backward."""
+"""What a training step costs, counted, and what a device could do: floating-point operations of matrix products and attentions."""
 
 import copy
+import time
 from collections.abc import Callable
 
 import torch
@@ -10,14 +11,41 @@ from torch.utils.flop_counter import FlopCounterMode
 from mae.methods.base import Output
 
 BATCH = 8  # images that are counted together; a cost that does not grow with the batch is shared by them
+MEASURING_SECONDS, LARGEST = 0.02, (2048, 8192)  # side of a matrix on a CPU, on a GPU
 
 
-def per_image(module: nn.Module, loss_of: Callable[[nn.Module, Tensor, Tensor], Output], shape: tuple[int, int, int]) -> float:
-    """FLOPs of a training step for one image of shape (C, H, W), without the optimizer. The module is left as it was."""
-    module = copy.deepcopy(module).train()
+def per_image(
+    module: nn.Module,
+    loss_of: Callable[[nn.Module, Tensor, Tensor], Output],
+    shape: tuple[int, int, int],
+    *,
+    device: torch.device | None = None,
+) -> float:
+    """FLOPs of a training step for one image of shape (C, H, W), without the optimizer. Module and generators are left as they were."""
+    module = copy.deepcopy(module).to(device).train()  # None: where it is
     device = next(module.parameters()).device
     images = torch.randn(BATCH, *shape, generator=torch.Generator().manual_seed(0)).to(device)
     counter = FlopCounterMode(display=False)
-    with counter:
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), counter:
         loss_of(module, images, torch.arange(BATCH, device=device)).loss.backward()
     return counter.get_total_flops() / BATCH
+
+
+def of_device(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOPs a second of a large square matrix product: the best of a few, in some hundredths of a second."""
+    best, side, started = 0.0, 256, time.perf_counter()
+    while time.perf_counter() - started < MEASURING_SECONDS and side <= LARGEST[device.type == "cuda"]:
+        matrix = torch.full((side, side), 1 / side, device=device, dtype=dtype)
+        for _ in range(2):  # the first one may still load code
+            _wait(device)
+            began = time.perf_counter()
+            matrix @ matrix
+            _wait(device)
+            best = max(best, 2 * side**3 / (time.perf_counter() - began))
+        side *= 2
+    return best
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

@@ -2,7 +2,7 @@
 
 import torch
 from timm.optim import param_groups_layer_decay, param_groups_weight_decay
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
 from mae.keys import Optim
@@ -67,9 +67,15 @@ class Average:
         self.shadow = {n: p.detach().clone() for n, p in self.parameters.items()}
 
     @torch.no_grad()
-    def update(self) -> None:
-        """One step towards the current parameters."""
-        torch._foreach_lerp_(list(self.shadow.values()), list(self.parameters.values()), 1 - self.decay)
+    def update(self, made: Tensor | None = None) -> None:
+        """One step towards the current parameters; none where `made`, a scalar on their device, is 0."""
+        shadow, parameters = list(self.shadow.values()), list(self.parameters.values())
+        if made is None:
+            torch._foreach_lerp_(shadow, parameters, 1 - self.decay)
+        else:
+            towards = torch._foreach_sub(parameters, shadow)
+            torch._foreach_mul_(towards, made * (1 - self.decay))
+            torch._foreach_add_(shadow, towards)
 
     @torch.no_grad()
     def swap(self) -> None:

@@ -4,6 +4,8 @@ import torch
 
 from mae.errors import ConfigError
 
+DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+
 
 def choose(wanted: str, device: torch.device) -> str:
     """bf16 | fp16 | fp32. `auto`: bf16 where the device computes in it, else fp16 on CUDA and fp32 elsewhere.

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from mae.errors import CannotSave, ConfigError, NonFiniteLoss, Preempted
+from mae.errors import CannotSave, ConfigError, LossSpike, NonFiniteLoss, Preempted, ReplicasDiffer
 from mae.keys import Run
 from mae.training import checkpoint, distributed, stored
 from mae.training.distributed import Ranks
@@ -35,7 +35,7 @@ class Saver:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if kind is None or issubclass(kind, Preempted | NonFiniteLoss):  # what all ranks leave by
+        if kind is None or issubclass(kind, Preempted | NonFiniteLoss | LossSpike | ReplicasDiffer):  # what all ranks leave by
             self.wait()
         self._thread.shutdown()
 
@@ -73,13 +73,13 @@ class Saver:
                 if self.ranks.first:
                     shutil.rmtree(folder, ignore_errors=True)
                 if pause is None:
-                    raise CannotSave(f"{error}; the checkpoints before it are as they were: make room, then run the same command") from error
+                    raise CannotSave(
+                        f"{error}; the checkpoints before it are as they were: make room, then run the same command"
+                    ) from error
                 time.sleep(pause)
         return folder
 
-    def _commit(
-        self, step: int, tensors: dict[str, Tensor], scalars: dict[str, Any], facts: dict[str, Any], shares: Path | None
-    ) -> Path:
+    def _commit(self, step: int, tensors: dict[str, Tensor], scalars: dict[str, Any], facts: dict[str, Any], shares: Path | None) -> Path:
         def write(temporary: Path) -> None:
             """The rows up to this step first: a resumed run finds them beside the checkpoint."""
             self.folder.flush(durable=True)
@@ -92,12 +92,18 @@ class Saver:
             if shares is not None:
                 shutil.rmtree(shares, ignore_errors=True)
 
-    def find(self) -> Path | None:
-        """The newest checkpoint that every rank finds undamaged, the same on all; None where there is none.
+    def forget_after(self, step: int) -> None:
+        """Removes the checkpoints after a step: a run that has gone back to it takes another way from there."""
+        later = [checkpoint.path_of(self.folder.checkpoints, s) for s in checkpoint.steps(self.folder.checkpoints) if s > step]
+        distributed.first_does(lambda: [shutil.rmtree(path) for path in later], self.ranks)
+        self.newest = None
+
+    def find(self, until: int | None = None) -> Path | None:
+        """The newest checkpoint (of at most step `until`) that every rank finds undamaged, the same on all; None where there is none.
 
         Raises ConfigError where it belongs to another configuration or other images than this run.
         """
-        below, folder = math.inf, self.folder.checkpoints
+        below, folder = math.inf if until is None else until + 1, self.folder.checkpoints
         while True:
             steps = [s for s in checkpoint.steps(folder) if s < below] if self.ranks.first else []
             below = distributed.from_first(steps[-1] if steps else -1, self.ranks)

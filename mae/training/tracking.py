@@ -101,6 +101,10 @@ class Tracker:
 
         self._do(send)
 
+    def alert(self, title: str, text: str) -> None:
+        """Sends a message that W&B passes on by mail or chat."""
+        self._do(lambda: self.run.alert(title=title, text=text))
+
     def finish(self, exit_code: int = 0) -> None:
         """Closes the mirror; a non-zero code marks the run as failed."""
         self._do(lambda: self.run.finish(exit_code=exit_code))
