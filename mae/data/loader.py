@@ -33,8 +33,10 @@ __all__ = ["Batch", "evaluation_batches", "normalise", "train_batches"]
 FOREVER = 1 << 62
 PATIENCE_SECONDS = 20  # between looks at whether the workers still live
 STALLED_SECONDS = 300
+TOGETHER = 32  # images held at their own sizes: crops are drawn for all of them at once, and memory stays small
 
 Transform = Callable[[np.ndarray, int], Tensor]
+Views = Callable[[list[np.ndarray], np.ndarray], list[Tensor]]
 
 
 class TrainSteps(Dataset):
@@ -52,16 +54,17 @@ class TrainSteps(Dataset):
         )
 
     def __getitem__(self, step: int) -> Samples | ConfigError:
-        return _read_all(self.source, *self.share(step), self._view)
+        return _read_all(self.source, *self.share(step), self._views)
 
-    def _view(self, image: np.ndarray, key: int) -> Tensor:
+    def _views(self, images: list[np.ndarray], keys: np.ndarray) -> list[Tensor]:
         if self.transform is not None:
-            return self.transform(image, key)
+            return [self.transform(image, key) for image, key in zip(images, keys.tolist(), strict=True)]
         data, size = self.config.data, self.config.image_size
-        keys = np.array([key])
         scale = (data.crop_scale[0], data.crop_scale[1])
-        box = crops.boxes(keys, image.shape[:1], image.shape[1:2], scale=scale, aspect=size[1] / size[0])[0]
-        return crop_one(image, box, data.flip and bool(crops.flips(keys)[0]), size)
+        tall, wide = np.array([image.shape[:2] for image in images]).T
+        boxes = crops.boxes(keys, tall, wide, scale=scale, aspect=size[1] / size[0])
+        flips = crops.flips(keys) if data.flip else np.zeros(len(keys), bool)
+        return [crop_one(image, box, bool(flip), size) for image, box, flip in zip(images, boxes, flips, strict=True)]
 
 
 class EvaluationBatches(Dataset):
@@ -73,10 +76,11 @@ class EvaluationBatches(Dataset):
     def __getitem__(self, number: int) -> Samples | ConfigError:
         ids = np.arange(number * self.batch_size, min((number + 1) * self.batch_size, len(self.source)))
         keys = hash_integers(self.config.train.seed, -1, ids)  # an epoch that training never has
-        return _read_all(self.source, ids, keys, self._view)
+        return _read_all(self.source, ids, keys, self._views)
 
-    def _view(self, image: np.ndarray, key: int) -> Tensor:
-        return torch.from_numpy(crops.central(image, self.config.image_size, self.config.data.resize).transpose(2, 0, 1).copy())
+    def _views(self, images: list[np.ndarray], keys: np.ndarray) -> list[Tensor]:
+        size, factor = self.config.image_size, self.config.data.resize
+        return [torch.from_numpy(crops.central(image, size, factor).transpose(2, 0, 1).copy()) for image in images]
 
 
 def train_batches(
@@ -121,8 +125,9 @@ def evaluation_batches(
     return (batches[0] for batches in _on_device(_stream(items, numbers, config, device), 1, device))
 
 
-def _read_all(source: Source, ids: np.ndarray, keys: np.ndarray, view: Transform) -> Samples | ConfigError:
-    """Reads images one by one and stacks what `view(image, key)` makes of each."""
+def _read_all(source: Source, ids: np.ndarray, keys: np.ndarray, views: Views) -> Samples | ConfigError:
+    """Reads images one by one and stacks what `views(images, keys)` makes of some of them."""
+    read: list[np.ndarray] = []
     images: list[Tensor] = []
     shown, damage = ids.copy(), []
     for i, (index, key) in enumerate(zip(ids.tolist(), keys.tolist(), strict=True)):
@@ -131,7 +136,10 @@ def _read_all(source: Source, ids: np.ndarray, keys: np.ndarray, view: Transform
         except ConfigError as error:
             return error  # raised in the main process: an exception that crosses processes brings its traceback into the message
         damage += met
-        images.append(view(image, key))
+        read.append(image)
+        if len(read) == TOGETHER or i + 1 == len(ids):
+            images += views(read, keys[len(images) : i + 1])
+            read.clear()
     labels = np.full_like(ids, -1) if source.labels is None else source.labels[shown]
     return Samples(torch.stack(images), torch.from_numpy(np.stack([keys, labels, ids])), shown != ids, damage)
 
