@@ -110,7 +110,17 @@ class Spread:
         if engine == "fsdp":
             mesh = init_device_mesh(ranks.device.type, (ranks.world,))
             for part in (*blocks(module), module):
-                fully_shard(part, mesh=mesh)
+                fully_shard(part, mesh=mesh)  # moves its part to the device
+        else:
+            module.to(ranks.device)
+
+    def release(self) -> nn.Module:
+        """The module for what comes after training, as it was built: with all its weights on rank 0, without recomputation."""
+        with self.whole() as found:
+            module = self.module if found is None else found
+        for block in blocks(module):
+            block.__dict__.pop("forward", None)
+        return module.eval().to(self.ranks.device) if self.ranks.first else module
 
     def compile(self) -> None:
         """torch.compile: the whole module, or block by block where parameters are gathered between blocks."""
@@ -123,6 +133,16 @@ class Spread:
             return self.module
         devices = [self.ranks.device] if self.ranks.device.type == "cuda" else None
         return DistributedDataParallel(self.module, device_ids=devices, gradient_as_bucket_view=True, broadcast_buffers=False)
+
+    def settle(self, loss: Callable[[], Tensor]) -> None:
+        """Before the state of an earlier process is restored: fixes the order in which gradients are summed, by one backward pass in vain.
+
+        DistributedDataParallel lays its buckets out anew after its first backward pass, in the order in which gradients came, and from
+        three ranks on another layout is another order of summation: a resumed run must begin with the one that the run before it had.
+        """
+        if self.engine == "ddp" and self.ranks.world > 2:
+            loss().backward()
+            self.module.zero_grad(set_to_none=True)
 
     @contextlib.contextmanager
     def whole(self) -> Iterator[nn.Module | None]:
@@ -156,14 +176,3 @@ def total_norm(parameters: Iterable[Tensor]) -> Tensor:
     """The norm of all gradients together, a scalar that is the same on every rank."""
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     return norm.full_tensor() if isinstance(norm, DTensor) else norm
-
-
-def settle(module: nn.Module, loss: Callable[[], Tensor]) -> None:
-    """Fixes the order in which a wrapped module's gradients are summed, by one backward pass whose gradients are thrown away.
-
-    DistributedDataParallel lays its buckets out anew after its first backward pass, in the order in which gradients came. From three
-    ranks on another layout is another order of summation: a resumed run must have it from its first step on, as the run before had. To be
-    called before the state is restored, since a forward pass may move buffers.
-    """
-    loss().backward()
-    module.zero_grad(set_to_none=True)

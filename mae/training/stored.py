@@ -48,8 +48,11 @@ def stage(tensors: Mapping[str, Tensor], folder: Path, ranks: Ranks) -> None:
     mine = {name: rows for name, rows in mine.items() if rows.numel()}
     if ranks.first:
         mine |= {name: tensor for name, tensor in tensors.items() if not isinstance(tensor, DTensor)}
+    file = folder / f"state-{ranks.rank:05d}-of-{ranks.world:05d}{SUFFIX}"
     try:
-        _write(mine, folder / f"state-{ranks.rank:05d}-of-{ranks.world:05d}{SUFFIX}")
+        _write(mine, file)
+        with open(file, "rb") as stream:
+            os.fsync(stream.fileno())  # here, on the host that wrote it
     except (OSError, SafetensorError) as error:
         failure = error
     if distributed.any_rank(failure is not None, ranks):
