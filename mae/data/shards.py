@@ -3,18 +3,20 @@
 Streaming readers of the same format repeat and omit samples when ranks or workers change; an index does not.
 """
 
-import json
 import os
 import re
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from mae.data import info
 from mae.data.decode import DamagedImage, decode
 from mae.data.index import IMAGES, Index, cached_index
-from mae.data.sources import Opened, Subset, cache_folder, fingerprint, path_of, share_of
+from mae.data.remote import fetch
+from mae.data.sources import Opened, Subset, cache_folder, fingerprint, is_url, path_of, share_of
 from mae.errors import ConfigError
 from mae.keys import Data
 from mae.nets.keyed import hash_integers
@@ -82,27 +84,25 @@ class Shards:
 
 
 def open_shards(data: Data) -> Opened:
-    """The tar shards under `data.path`.
+    """The tar shards under `data.path`, or behind it where it is a URL.
 
-    Shards with train / val (validation) / test as a word of their path are those splits: `test` (else `val`) is for
-    testing, `val` beside a `test` for validation, what has no such word for training. Without held-out or without train
+    timm's _info.json says which shards make which split; where it does not, a word of the path does: train, val (validation) or test.
+    `test` (else `val`) is for testing, `val` beside a `test` for validation, the others for training. Without held-out or without train
     shards a fixed fifth of all images is for testing, chosen by a keyed hash of shard and key. Raises ConfigError for
     missing, damaged or unsafe shards.
     """
-    root = path_of(data)
-    if (root / UNFINISHED).exists():
-        raise ConfigError(f"{root} is not finished: run the same `mae shard` again, which goes on where it stopped")
-    names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.tar"))
-    if not names:
-        raise ConfigError(f"data.path {root} holds no .tar shards: give the folder they lie in, or data.name=folder for image files")
-    _check_sequence(root, names)
+    remote = data.path is not None and is_url(data.path)
+    root, names = fetch(data.path or "", cache_folder() / "remote") if remote else _found(data)
+    told = info.read(root)
     index = cached_index(root, names, cache_folder())
     if not len(index):
         raise ConfigError(f"the {len(names)} shards in {root} hold no images: members named KEY.{', KEY.'.join(IMAGES)} are looked for")
-    classes = _classes(root, names, index)
+    info.check_lengths(told, root, names, index.shards)
+    classes = _classes(root, names, index, told)
     parts: dict[str, list[int]] = {"train": [], "val": [], "test": []}
+    splits = info.splits_of(told)
     for number, name in enumerate(names):
-        parts[split_of(name)].append(number)
+        parts[splits.get(name) or split_of(name)].append(number)
 
     def source(numbers: list[int]) -> Shards:
         return Shards(root, names, index.of_shards(numbers), classes, data.channels)
@@ -115,6 +115,18 @@ def open_shards(data: Data) -> Opened:
         raise ConfigError(f"the shards in {root} hold {len(everything)} images: at least 3 are needed, to train, to validate and to test")
     test = share_of(hash_integers(data.split_seed, index.hashes), TEST_SHARE)
     return Opened(train=Subset(everything, ~test), test=Subset(everything, test))
+
+
+def _found(data: Data) -> tuple[Path, list[str]]:
+    """The folder `data.path` and the shards below it, sorted. Raises ConfigError where some or all are missing."""
+    root = path_of(data)
+    if (root / UNFINISHED).exists():
+        raise ConfigError(f"{root} is not finished: run the same `mae shard` again, which goes on where it stopped")
+    names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.tar"))
+    if not names:
+        raise ConfigError(f"data.path {root} holds no .tar shards: give the folder they lie in, or data.name=folder for image files")
+    _check_sequence(root, names)
+    return root, names
 
 
 def split_of(name: str) -> str:
@@ -134,30 +146,19 @@ def _check_sequence(root: Path, names: list[str]) -> None:
         for (prefix, digits), numbers in sequences.items()
         for number in sorted(set(range(min(numbers), max(numbers) + 1)) - numbers)
     ]
-    for split in (_info(root).get("splits") or {}).values():
-        listed = split.get("filenames") or []
-        if set(listed) & set(names):  # a split that was not copied at all is not missed
-            missing += [name for name in listed if name not in names and name not in missing]
+    missing += [name for name in info.missing(info.read(root), names) if name not in missing]
     if missing:
         more = f" and {len(missing) - 8} more" if len(missing) > 8 else ""
         raise ConfigError(f"{root} lacks shards of a sequence, {', '.join(missing[:8])}{more}: copy them too")
 
 
-def _info(root: Path) -> dict[str, Any]:
-    try:
-        content = json.loads((root / "_info.json").read_text())
-    except (OSError, ValueError):
-        return {}
-    return content if isinstance(content, dict) else {}
-
-
-def _classes(root: Path, names: list[str], index: Index) -> tuple[str, ...] | None:
+def _classes(root: Path, names: list[str], index: Index, told: Mapping[str, Any]) -> tuple[str, ...] | None:
     """Names from classes.txt (one a line) or _info.json, else numbers; None where there are no labels."""
     count = int(index.labels.max()) + 1
     if count == 0:
         return None
     file = root / "classes.txt"
-    listed = file.read_text().split("\n") if file.is_file() else _info(root).get("class_names") or []
+    listed = file.read_text().split("\n") if file.is_file() else told.get("class_names") or []
     classes = tuple(str(name).strip() for name in listed if str(name).strip())
     if classes and len(classes) < count:
         at = int(np.argmax(index.labels))
