@@ -44,12 +44,15 @@ class Folder:
 
     def read(self, index: int) -> np.ndarray:
         """The image as (H, W, C) uint8. Raises DamagedImage."""
+        return decode(self.content(index), channels=self.channels, name=self.name_of(index))
+
+    def content(self, index: int) -> bytes:
+        """The bytes of the image's file. Raises DamagedImage."""
         name = self.name_of(index)
         try:
-            content = (self.root / name).read_bytes()
+            return (self.root / name).read_bytes()
         except OSError as error:
             raise DamagedImage(name, error.strerror or str(error)) from error
-        return decode(content, channels=self.channels, name=name)
 
     def name_of(self, index: int) -> str:
         return os.fsdecode(self.paths[index])

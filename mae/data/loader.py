@@ -6,7 +6,6 @@ prefetching and restarts cannot change what is in it (torchdata's stateful loade
 
 import atexit
 import logging
-import multiprocessing
 import time
 import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -24,7 +23,7 @@ from mae.data.batch import Batch, Samples, micro_batches, normalise
 from mae.data.cached import Cache
 from mae.data.resample import crop_one
 from mae.data.sources import Source
-from mae.data.worker import held_back, serve, start_tracker
+from mae.data.worker import context, held_back, serve, start_tracker
 from mae.errors import ConfigError
 from mae.nets.keyed import hash_integers
 
@@ -48,7 +47,7 @@ class TrainSteps(Dataset):
     def share(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """(ids, keys) of the rank's samples."""
         train = self.config.train
-        shuffle, length = order.shuffle_of(self.config.data), len(self.source)
+        shuffle, length = self.config.data.shuffle, len(self.source)
         return order.rank_share(
             step, batch_size=train.batch_size, length=length, seed=train.seed, rank=self.rank, world=self.world, shuffle=shuffle
         )
@@ -175,7 +174,7 @@ def _from_workers(
         collate_fn=_unchanged,
         pin_memory=pin_memory,
         timeout=PATIENCE_SECONDS,
-        multiprocessing_context=_context(),
+        multiprocessing_context=context("mae.data.server"),
         worker_init_fn=serve,
         generator=torch.Generator(),  # the global one belongs to the model
     )
@@ -221,12 +220,3 @@ def _next(iterator: Iterator[Any]) -> Any:
 
 def _unchanged(item: Any) -> Any:
     return item
-
-
-def _context() -> Any:
-    """Workers fork from a clean server process: forking this one would copy its CUDA context and its threads' locks."""
-    if "forkserver" not in multiprocessing.get_all_start_methods():
-        return multiprocessing.get_context("spawn")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["mae.data.server"])
-    return context

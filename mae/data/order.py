@@ -9,18 +9,17 @@ It is not cryptography, and not every one of the N! orders can come up. Cost: th
 a position takes 1 to 4 walks on average: for a batch of 4,096 of 10^9 images 2.5 ms (7 ms where the domain is four times too
 large) and no memory, measured on one busy core; of 10^4 images the same.
 
-A full permutation reads from all shards at once. Where they lie on a network and only some fit nearby, `blocks` keeps reads
-together: the epoch's images, beginning somewhere by key, are cut into blocks of BLOCK neighbours, the blocks are permuted,
-and of every WINDOW of them that come up together the images are permuted. Still a bijection for every N, still computed
-position by position. Quality: neighbours of a shard come up within WINDOW * BLOCK = 16,384 positions of each other, a third of
-that on average, and each epoch among other shards; a batch is a draw from about 2 * WINDOW shards of BLOCK images (a block
-seldom begins where a shard does), so shards whose images are sorted by class are mixed less than `full` mixes them.
+A full permutation reads from all shards at once. That is the default wherever the images lie: moving them to another disk must not
+change a run. Where they lie on a network disk and only some fit into the machine's memory, data.shuffle=blocks keeps reads together:
+the epoch's images, beginning somewhere by key, are cut into blocks of BLOCK neighbours, the blocks are permuted, and of every WINDOW
+of them that come up together the images are permuted. Still a bijection for every N, still computed position by position. Quality:
+neighbours of a shard come up within WINDOW * BLOCK = 16,384 positions of each other, a third of that on average, each epoch among
+other shards; a batch is a draw from about 2 * WINDOW shards of BLOCK images (a block seldom begins where a shard does), so that
+shards whose images are sorted by class are mixed less than `full` mixes them.
 Cost: two permutations a position, 5 ms a batch.
 """
 
 import numpy as np
-
-from mae.keys import Data
 
 BLOCK = 1024  # images, about those of a shard
 WINDOW = 16  # blocks
@@ -72,12 +71,6 @@ def permute_blocks(positions: np.ndarray, length: int, keys: np.ndarray, *, bloc
     inner = slot < whole
     slot[inner] = permute(slot[inner], whole, hash_integers(keys[inner], -1))
     return (slot * block + offset + hash_integers(keys, -2).astype(np.uint64) % np.uint64(length)).astype(np.int64) % length
-
-
-def shuffle_of(data: Data) -> str:
-    """full | blocks: data.shuffle, where auto is blocks for what is fetched over the network and full for what lies on a disk."""
-    remote = (data.path or "").startswith(("http://", "https://"))
-    return data.shuffle if data.shuffle != "auto" else "blocks" if remote else "full"
 
 
 def global_batch(step: int, *, batch_size: int, length: int, seed: int, shuffle: str = "full") -> tuple[np.ndarray, np.ndarray]:

@@ -140,23 +140,13 @@ def open_splits(data: Data) -> Splits:
     `data.split_seed`; both sides keep at least one image. Raises ConfigError for a missing or empty path, images that
     cannot be read, damaged shards.
     """
-    if data.name not in OPENERS:
-        raise ConfigError(f"data.name {data.name!r} is unknown: choose one of {', '.join(OPENERS)}")
-    if data.channels not in (1, 3) and data.name != "arrays":
-        raise ConfigError(
-            f"data.channels {data.channels} is not possible for {data.name}: choose 1 (grey), 3 (RGB), or data.name=arrays for other images"
-        )
-    if data.length is not None and data.name not in ("shapes", "dsprites"):
-        raise ConfigError(f"data.length={data.length} is for shapes and dsprites: leave it out for {data.name}")
     if not data.mean or not data.std:
         raise ConfigError(
             "data.mean and data.std are not known yet: `mae statistics` with the same words and --out FILE.yaml computes them, add the file"
         )
     if data.resize < 1:
         raise ConfigError(f"data.resize {data.resize} is below 1, smaller than the centre crop that follows: choose 1 or more")
-    module, function = OPENERS[data.name]  # imported here, not above: they build on the types of this module
-    opened: Opened = getattr(importlib.import_module(f"mae.data.{module}"), function)(data)
-    train, validation, test = opened
+    train, validation, test = open_parts(data)
     _check_readable(train, data)
     if validation is None:
         if len(train) < 2:
@@ -166,6 +156,21 @@ def open_splits(data: Data) -> Splits:
         held = share_of(position_hashes(len(train), data.split_seed), data.validation)
         train, validation = Subset(train, ~held), Subset(train, held)
     return Splits(train, validation, test)
+
+
+def open_parts(data: Data) -> Opened:
+    """What lies there, before anything is held out or read. Raises ConfigError as `open_splits`."""
+    if data.name not in OPENERS:
+        raise ConfigError(f"data.name {data.name!r} is unknown: choose one of {', '.join(OPENERS)}")
+    if data.channels not in (1, 3) and data.name != "arrays":
+        raise ConfigError(
+            f"data.channels {data.channels} is not possible for {data.name}: choose 1 (grey), 3 (RGB), or data.name=arrays for other images"
+        )
+    if data.length is not None and data.name not in ("shapes", "dsprites"):
+        raise ConfigError(f"data.length={data.length} is for shapes and dsprites: leave it out for {data.name}")
+    module, function = OPENERS[data.name]  # imported here, not above: they build on the types of this module
+    opened: Opened = getattr(importlib.import_module(f"mae.data.{module}"), function)(data)
+    return opened
 
 
 def path_of(data: Data) -> Path:

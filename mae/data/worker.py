@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from multiprocessing import resource_tracker, spawn, util
 from multiprocessing.connection import wait
+from typing import Any
 
 STOPS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")  # what schedulers and terminals send to all processes of a job
 
@@ -49,6 +50,18 @@ def start_tracker() -> None:
     os.close(read)
     if tracker._fd is None:
         os.close(write)
+
+
+def context(preload: str) -> Any:
+    """How processes are started: forked from a clean server that has imported the module `preload`.
+
+    Forking this process would copy its CUDA context and its threads' locks.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    forks = multiprocessing.get_context("forkserver")
+    forks.set_forkserver_preload([preload])
+    return forks
 
 
 def serve(worker: int) -> None:
