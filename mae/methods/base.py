@@ -36,6 +36,8 @@ class Autoencoder(nn.Module):
 
     learns = True  # False: nothing is left to gradients, the training loop is not run
     batch_statistics = False  # True: the loss is no mean of its samples' losses, so that accumulation would change it
+    writes_parameters = False  # True: its forward pass does, so that they must be whole wherever it runs
+    differentiates = False  # True: its forward pass differentiates itself, through whole parameters and activations that are kept
 
     def __init__(self, encoder: nn.Module) -> None:
         super().__init__()

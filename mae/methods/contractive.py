@@ -60,6 +60,7 @@ class Contractive(Autoencoder):
         if units and bottleneck_size not in ("auto", encoder.embed_dim):
             raise ConfigError(f"with encoder.name=dense the {encoder.embed_dim} units are the code: leave method.bottleneck_size at auto")
         self.weight, self.penalty, self.step, self.probes = weight, penalty, step, probes
+        self.differentiates = penalty == "hutchinson"
         size = 32 if bottleneck_size == "auto" else int(bottleneck_size)
         self.bottleneck = Units() if units else Bottleneck(encoder, kind=bottleneck, size=size, width=encoder.embed_dim)
         self.decoder = image_decoder(encoder, depth=decoder_depth, width=decoder_width, heads=decoder_heads, inputs=encoder.embed_dim)

@@ -64,6 +64,7 @@ class VQVAE(Autoencoder):
             size = min(512, 2 * encoder.embed_dim) if codebook_size == "auto" else int(codebook_size)
             _check(size, code_width, commitment, decay, restart_below)
             learned = codebook == "gradient"
+            self.writes_parameters = learned  # codes start over as latents
             self.quantiser = quantise.Codebook(size, code_width, decay=decay, restart_below=restart_below, learned=learned)
         self.commitment = commitment
         self.project = nn.Linear(encoder.embed_dim, self.quantiser.width)

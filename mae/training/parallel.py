@@ -67,8 +67,8 @@ def choose(wanted: str, module: nn.Module, optim: Optim, *, average: bool, ranks
 def _must_stay_whole(module: nn.Module, optim: Optim) -> str | None:
     if optim.name in WHOLE:
         return f"optim.name={optim.name} needs whole matrices"
-    if not getattr(module, "shardable", True):
-        return "this method writes to its parameters or differentiates twice"
+    if getattr(module, "writes_parameters", False) or getattr(module, "differentiates", False):
+        return "this method with these settings writes to its parameters or differentiates twice"
     scalar = next((name for name, p in module.named_parameters() if p.ndim == 0), None)
     return f"{scalar} is a single number" if scalar else None
 
@@ -92,8 +92,8 @@ def recompute(module: nn.Module) -> None:
 
     Raises ConfigError for a module that differentiates itself in its forward pass.
     """
-    if not getattr(module, "recomputable", True):
-        raise ConfigError("this method differentiates twice, which recomputation does not survive: set train.recompute=false")
+    if getattr(module, "differentiates", False):
+        raise ConfigError("this method differentiates twice, for which activations must be kept: set train.recompute=false")
     for block in blocks(module):
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
 
