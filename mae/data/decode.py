@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps
 
+from mae.data import jpeg
 from mae.errors import ConfigError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
@@ -35,6 +36,9 @@ class DamagedImage(Exception):
 
 def decode(content: bytes, *, channels: int, name: str) -> np.ndarray:
     """The image in `content` as (H, W, channels) uint8 with channels 1 or 3. Raises DamagedImage, which tells `name`."""
+    plain = jpeg.decode(content, channels=channels, most=MAX_PIXELS)
+    if plain is not None:
+        return plain
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
         if image.width * image.height > MAX_PIXELS:  # from the header, before anything is unpacked
