@@ -1,4 +1,4 @@
-"""Everything that knows about ranks: starting them, agreeing, averaging, wrapping the module."""
+"""Everything that knows about ranks: starting them, agreeing, averaging."""
 
 import contextlib
 import os
@@ -9,8 +9,7 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
+from torch import Tensor
 
 from mae.errors import ConfigError, LostContact
 
@@ -93,20 +92,6 @@ def _device(name: str, local_rank: int) -> torch.device:
             raise ConfigError("train.device is cuda, but torch finds no CUDA device here: choose train.device=cpu or auto")
         return torch.device("cuda", local_rank if device.index is None else device.index)
     return device
-
-
-def data_parallel(module: nn.Module, ranks: Ranks) -> nn.Module:
-    """The module itself on one rank, wrapped in DistributedDataParallel on several (gradients averaged over ranks)."""
-    if ranks.world == 1:
-        return module
-    return DistributedDataParallel(
-        module, device_ids=[ranks.device] if ranks.device.type == "cuda" else None, gradient_as_bucket_view=True, broadcast_buffers=False
-    )
-
-
-def accumulating(module: nn.Module, more_to_come: bool) -> contextlib.AbstractContextManager[None]:
-    """While accumulating, gradients are averaged over ranks with the last micro-batch only."""
-    return module.no_sync() if more_to_come and isinstance(module, DistributedDataParallel) else contextlib.nullcontext()
 
 
 def mean(values: Tensor, ranks: Ranks) -> Tensor:
