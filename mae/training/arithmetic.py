@@ -1,0 +1,159 @@
+"""What one image costs a masked autoencoder, by formula: parameters, floating-point operations, activations kept for the backward pass.
+
+The encoder sees the visible patches, the decoder visible and hidden ones, the prediction the hidden ones. A block of width D with an MLP of
+width M over T tokens takes T (4 D^2 + 2 D M) multiplications with weights and 2 T^2 D of attention. It keeps what its backward pass reads,
+counted operation by operation as in Korthikanti et al., arXiv:2205.05198, section 4 (theirs has dropout and 16-bit residuals: 34 D bytes
+a token where M = 4 D; ours, without dropout and with the residuals in float32, keeps 36 D under bf16 and 64 D in float32).
+"""
+
+from dataclasses import dataclass, replace
+
+from torch import nn
+
+STATISTICS = 4  # numbers a token that a block's two norms keep: mean and deviation each
+
+
+@dataclass(frozen=True)
+class Stack:
+    """Transformer blocks in a row. In a cross-attending one, queries ask a memory and never each other."""
+
+    width: int
+    depth: int
+    heads: int
+    hidden: int  # width of a block's MLP
+    cross: bool = False
+
+    @property
+    def block(self) -> int:
+        """Parameters of a block: attention and MLP with biases, and the norms."""
+        attention = 4 * self.width**2 + 4 * self.width
+        return attention + 2 * self.width * self.hidden + self.hidden + self.width + (6 if self.cross else 4) * self.width
+
+    def flops(self, tokens: int, memory: int = 0) -> float:
+        """FLOPs of a forward pass over an image's tokens; a cross-attending stack asks `memory` other ones."""
+        d, keys = self.width, memory if self.cross else tokens
+        weights = 2 * d**2 * (tokens + keys) + 2 * d * self.hidden * tokens  # queries and projection; keys and values; the MLP
+        return self.depth * 2 * (weights + 2 * tokens * keys * d)
+
+    def kept(self, tokens: int, memory: int = 0, *, half: bool, fused: bool) -> float:
+        """Bytes of activations that one block keeps for an image. Unfused attention keeps its (T, T) maps, fused one a number a row."""
+        d, keys = self.width, memory if self.cross else tokens
+        low = 2 if half else 4
+        own = 4 * tokens * (2 * d + STATISTICS)  # the residual before each norm
+        own += low * tokens * (3 * d + d + 2 * self.hidden)  # normed twice, queries, attended; before and behind the activation
+        own += low * keys * (3 * d if self.cross else 2 * d)  # keys, values; of a memory its norm too
+        if self.cross:
+            own += 8 * keys
+        fused = fused or self.cross  # the cross-attending blocks know only the fused kernel
+        return own + (4 * tokens * self.heads if fused else low * self.heads * tokens * keys)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A masked autoencoder as its costs see it."""
+
+    encoder: Stack
+    decoder: Stack
+    patches: int
+    visible: int
+    predicted: int  # hidden patches that are decoded in training
+    prefix: int  # class and register tokens
+    values: int  # numbers of a patch
+
+    @property
+    def positions(self) -> int:
+        """Entries of the encoder's position table, which are parameters without gradient."""
+        return (self.patches + self.prefix) * self.encoder.width
+
+    @property
+    def encoder_parameters(self) -> int:
+        """Parameters of the encoder, the position table among them."""
+        e = self.encoder
+        return e.depth * e.block + self.values * e.width + e.width + self.prefix * e.width + self.positions + 2 * e.width
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of encoder and decoder."""
+        e, d = self.encoder, self.decoder
+        ends = e.width * d.width + d.width + d.width + 2 * d.width + d.width * self.values + self.values
+        return self.encoder_parameters + d.depth * d.block + ends
+
+    @property
+    def trained(self) -> int:
+        """Parameters that have a gradient."""
+        return self.parameters - self.positions
+
+    @property
+    def matrices(self) -> int:
+        """Those of the parameters that autocast copies into half precision: the matrices of linear layers."""
+        e, d = self.encoder, self.decoder
+        blocks = (s.depth * (4 * s.width**2 + 2 * s.width * s.hidden) for s in (e, d))
+        return sum(blocks) + self.values * (e.width + d.width) + e.width * d.width
+
+    @property
+    def known(self) -> int:
+        """Tokens that the encoder sees."""
+        return self.prefix + self.visible
+
+    @property
+    def decoded(self) -> int:
+        """Tokens that pass through the decoder's blocks."""
+        return self.predicted if self.decoder.cross else self.known + self.predicted
+
+    @property
+    def forward_flops(self) -> float:
+        """FLOPs of a forward pass for one image."""
+        e, d = self.encoder, self.decoder
+        ends = self.known * e.width * d.width + self.predicted * d.width * self.values
+        return e.flops(self.known) + d.flops(self.decoded, self.known) + 2 * ends + self._embedding
+
+    @property
+    def flops(self) -> float:
+        """FLOPs of a training step for one image, without optimizer and recomputation: three times the forward pass."""
+        return 3 * self.forward_flops - self._embedding  # no gradient is asked of the pixels
+
+    @property
+    def _embedding(self) -> float:
+        return 2.0 * self.visible * self.values * self.encoder.width
+
+    def activations(self, *, half: bool, fused: bool = True, recompute: bool = False) -> float:
+        """Bytes kept between forward and backward pass for one image; with `recompute` each block's input, and the largest block whole."""
+        low = 2 if half else 4
+        stacks = ((self.encoder, self.known, 0), (self.decoder, self.decoded, self.known))
+        blocks = [stack.kept(tokens, memory, half=half, fused=fused) for stack, tokens, memory in stacks]
+        if recompute:
+            kept = sum(4 * stack.depth * tokens * stack.width for stack, tokens, _ in stacks) + max(blocks)
+        else:
+            kept = sum(stack.depth * block for (stack, _, _), block in zip(stacks, blocks, strict=True))
+        norms = 4 * (self.known * self.encoder.width + self.decoded * self.decoder.width)
+        norms += 4 * self.known * self.decoder.width if self.decoder.cross else 0  # the memory, which every block norms anew
+        inputs = low * (self.visible * self.values + self.known * self.encoder.width + self.decoded * self.decoder.width)
+        return kept + norms + inputs + 4 * self.predicted * self.values  # the last: the error, whose square is the loss
+
+
+def shape_of(method: nn.Module) -> Shape:
+    """The shape of a built MAE or CrossMAE (its weights may be on torch's meta device).
+
+    Raises ValueError for a method or an encoder that is made of other parts than those counted here.
+    """
+    encoder, decoder = method.encoder, getattr(method, "decoder", None)
+    if not hasattr(method, "predicted_count") or decoder is None or not len(encoder.blocks) * len(decoder.blocks):
+        raise ValueError(f"{type(method).__name__} is no masked autoencoder")
+    ours = decoder.blocks[0]
+    shape = Shape(
+        encoder=_stack(encoder, encoder.embed_dim, encoder.blocks[0].attn.num_heads),
+        decoder=_stack(decoder, decoder.embed.out_features, ours.attn.num_heads if hasattr(ours, "attn") else ours.heads),
+        patches=encoder.patch_embed.num_patches,
+        visible=encoder.patch_embed.num_patches - method.hidden_count,
+        predicted=method.predicted_count,
+        prefix=encoder.num_prefix_tokens,
+        values=decoder.pred.out_features,
+    )
+    shape = replace(shape, decoder=replace(shape.decoder, cross=not hasattr(ours, "attn")))
+    if shape.parameters != sum(p.numel() for p in method.parameters()):
+        raise ValueError("the encoder is no plain ViT: it has parts that the formulas do not know")
+    return shape
+
+
+def _stack(net: nn.Module, width: int, heads: int) -> Stack:
+    return Stack(width=width, depth=len(net.blocks), heads=heads, hidden=net.blocks[0].mlp.fc1.out_features)
