@@ -13,6 +13,7 @@ TOOLS = {
     "ladder": "pretrain every method on the same data and budget, and compare",
     "compare": "put runs side by side: a table, a spreadsheet and one page",
     "pictures": "draw reconstructions, samples, interpolations, atoms of a run",
+    "shard": "write any images as tar shards, checked and indexed",
     "latents": "encode a folder of images as shards for latent diffusion",
 }
 

@@ -16,6 +16,7 @@ from mae.data.decode import DamagedImage
 from mae.data.folder import open_folder
 from mae.data.shards import open_shards
 from mae.data.sources import Source, Subset
+from mae.data.write import keys_of
 from mae.errors import ConfigError
 from mae.training.run import RunFolder
 
@@ -159,21 +160,6 @@ def _latents(
                 left_out.append(source.name_of(number))
             else:
                 yield number, label, latent
-
-
-def keys_of(source: Source) -> list[str]:
-    """A key for every image: its path without the extension; dots, which end a key in webdataset, become _; no two are the same."""
-    keys: list[str] = []
-    seen: set[str] = set()
-    for number in range(len(source)):
-        path = source.name_of(number).rpartition(".tar/")[2]
-        directory, _, base = path.rpartition("/")
-        key = f"{directory}/{base.rpartition('.')[0].replace('.', '_')}".lstrip("/")
-        while key in seen:
-            key = f"{key}-{number}"
-        keys.append(key)
-        seen.add(key)
-    return keys
 
 
 def readable(source: Source, number: int) -> bool:

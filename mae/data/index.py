@@ -137,13 +137,8 @@ def store(folder: Path, index: Index) -> Index:
         return index
 
 
-def publish(file: Path, names: list[str], index: Index, lengths: list[int], sha256: list[str]) -> None:
-    """Writes the index as one file for others, with every shard's name, length in bytes and SHA-256."""
-    shards = {
-        "names": np.array([os.fsencode(name) for name in names]),
-        "bytes": np.array(lengths, np.int64),
-        "sha256": np.array(sha256, "S64"),
-    }
+def publish(file: Path, index: Index, shards: dict[str, np.ndarray]) -> None:
+    """Writes the index as one file for others, with every shard's `names`, length in `bytes` and `sha256`."""
     with open(file, "wb") as stream:
         np.savez(stream, **{name: getattr(index, name) for name in ARRAYS}, **shards)
 

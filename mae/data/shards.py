@@ -125,7 +125,7 @@ def _found(data: Data) -> tuple[Path, list[str]]:
     names = sorted(path.relative_to(root).as_posix() for path in root.rglob("*.tar"))
     if not names:
         raise ConfigError(f"data.path {root} holds no .tar shards: give the folder they lie in, or data.name=folder for image files")
-    _check_sequence(root, names)
+    check_sequence(root, names)
     return root, names
 
 
@@ -135,7 +135,7 @@ def split_of(name: str) -> str:
     return next((SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS), "train")
 
 
-def _check_sequence(root: Path, names: list[str]) -> None:
+def check_sequence(root: Path, names: list[str]) -> None:
     """Names the shards that are missing from a numbered sequence or from timm's _info.json."""
     sequences: dict[tuple[str, int], set[int]] = {}
     for name in names:

@@ -33,6 +33,11 @@ def too_much(damage: DamagedImage) -> ConfigError:
     return ConfigError(f"{damage}, nor can {TRIES} images drawn in its place: repair the data or remove what is damaged")
 
 
+def within(damaged: float, count: int, budget: float) -> bool:
+    """Whether `damaged` of `count` images are no more than a share `budget`; where that is above 0, one is never too much."""
+    return damaged <= (max(1, budget * count) if budget else 0)
+
+
 class DamageLog:
     """Names every damaged image once."""
 
