@@ -50,7 +50,7 @@ class Data:
     resize: float = key(1.0, "shorter side before the evaluation's centre crop, in image sizes (224 from 256: 1.143)")
     validation: float = key(0.1, "share of the training images held out for choices and for the held-out loss")
     split_seed: int = key(0, "decides which images are held out, and the test images of a source without a test split")
-    shuffle: str = key("auto", "auto | full | blocks: mix all images, or a few shards' at a time; auto = blocks over http, else full")
+    shuffle: str = key("full", "full | blocks: an epoch mixes all images, or those of about 32 shards at a time (for network disks)")
     damage: float = key(0.001, "share of the images that may be unreadable, shown as others, before the run stops")
     workers: int = key(0, "processes that read and crop; 0 = none")
     cache: str = key("none", "none | ram | device: decode once and keep the images there (data that fits)")
