@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mae.config import Config
+from mae.data import substitute
 from mae.data.batch import normalise
 from mae.data.loader import Batch, evaluation_batches, train_batches
 from mae.data.sources import Splits
@@ -24,7 +25,7 @@ from mae.training.distributed import Ranks
 from mae.training.loop import Hooks, autocast, fit
 from mae.training.progress import Progress
 from mae.training.run import RunFolder, fingerprint
-from mae.training.saving import Saver
+from mae.training.saving import Saver, see_the_same
 from mae.training.schedule import Plan
 from mae.training.signals import Stop
 from mae.training.tracking import Tracker
@@ -67,6 +68,7 @@ def run(job: Job, config: Config, folder: RunFolder, splits: Splits, plan: Plan)
             derived = _derived(config, splits, plan, module, ranks) | costs | {"parallel": f"{engine.name} ({engine.reason})"}
             stop = stack.enter_context(Stop())
             distributed.first_does(lambda: _take(folder, config, derived, stack), ranks)
+            see_the_same(folder, ranks)
             tracker = Tracker(config, folder.path, job.kind, name=job.name, derived=derived) if ranks.first else None
             stack.enter_context(_status(folder, tracker))
             if getattr(module, "learns", True):
@@ -185,6 +187,10 @@ def _train(
             write(row | watch.costs(row, derived, ranks))
             alarms.look(row, progress.seconds)
         console.row(row, progress.seconds)
+        check_damage(row["replaced"])
+
+    def check_damage(replaced: int) -> None:
+        substitute.check(replaced, progress.batch * plan.batch_size, len(splits.train), config.data.damage)
 
     def save(progress: Progress) -> None:
         """Everything a resumed run needs; every rank calls it, the first one writes."""
@@ -193,6 +199,7 @@ def _train(
         tensors, scalars = state.take(module, optimizer, average)
         scalars |= {"progress": dataclasses.asdict(progress) | {"replaced": replaced}, "scaler": scaler.state_dict()}
         saver.save(progress.step, tensors, scalars, samples=progress.batch * plan.batch_size)
+        check_damage(replaced)
 
     def held_out(step: int) -> None:
         """A row of figures on held-out images; the first rank looks while the others wait."""

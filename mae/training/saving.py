@@ -1,7 +1,9 @@
 """Checkpoints of a run on several ranks: all save at the same step, fail together, and go back to the same checkpoint."""
 
+import json
 import logging
 import math
+import os
 import shutil
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -131,3 +133,24 @@ class Saver:
                 f"{path} was not made by this run: its {unlike[0]} is {theirs.get(unlike[0])}, not {self.facts[unlike[0]]}; "
                 "move it away or choose another run.dir=..."
             )
+
+
+def see_the_same(folder: RunFolder, ranks: Ranks) -> None:
+    """Looks, on every rank, for what rank 0 has just written to status.json of the run folder.
+
+    Raises ConfigError where a host sees another folder: resumed ranks there would find no checkpoint, and the run would begin anew.
+    """
+    if ranks.world == 1:
+        return
+    holder, deadline = int(distributed.from_first(os.getpid(), ranks)), time.monotonic() + PATIENCE_SECONDS
+    while (found := _holder(folder)) != holder and time.monotonic() < deadline:
+        time.sleep(0.2)
+    if distributed.any_rank(found != holder, ranks):
+        raise ConfigError(f"not every host sees the run folder {folder.path}: choose a run.dir=... on a file system that all of them share")
+
+
+def _holder(folder: RunFolder) -> int | None:
+    try:
+        return json.loads((folder.path / "status.json").read_text())["pid"]
+    except (OSError, ValueError):  # not there yet
+        return None
