@@ -38,6 +38,20 @@ def within(damaged: float, count: int, budget: float) -> bool:
     return damaged <= (max(1, budget * count) if budget else 0)
 
 
+def check(replaced: int, met: int, length: int, budget: float) -> None:
+    """Raises ConfigError where too many images are damaged.
+
+    `replaced`: damaged images among the `met` first of the concatenated epochs, on all ranks; `length`: images of an epoch; `budget`:
+    data.damage. As an epoch meets every image once, `replaced` an epoch is the number of damaged images: before the first one ends,
+    those known so far. Nothing here depends on ranks, workers or restarts.
+    """
+    if not within(replaced / max(1.0, met / length), length, budget):
+        raise ConfigError(
+            f"{replaced:,} times in {met:,} an image could not be read (each is named above), more than data.damage={budget:g} of {length:,}: "
+            "repair or remove them, or allow more with data.damage=..., with which the same command goes on"
+        )
+
+
 class DamageLog:
     """Names every damaged image once."""
 
@@ -48,4 +62,4 @@ class DamageLog:
         for error in damage:
             if error.name not in self.named:
                 self.named.add(error.name)
-                logging.getLogger("mae").warning("%s; another image takes its place", error)
+                logging.getLogger("mae").error("%s; another image takes its place", error)  # every rank meets others
