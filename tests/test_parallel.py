@@ -1,0 +1,317 @@
+"""However a run is spread over ranks, it computes the same, and its checkpoints open everywhere."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+from ranks import on_ranks
+from safetensors.torch import load_file
+from torch.distributed.tensor import DTensor
+
+import mae
+from mae import config
+from mae.data.batch import normalise
+from mae.data.loader import train_batches
+from mae.data.sources import open_splits
+from mae.errors import ConfigError
+from mae.keys import Run
+from mae.training import checkpoint, optim, parallel, schedule, state
+from mae.training.distributed import Ranks
+from mae.training.loop import Hooks, fit
+from mae.training.progress import Progress
+from mae.training.run import RunFolder
+from mae.training.saving import Saver
+
+ROOT = Path(__file__).parents[1]
+CPU = torch.device("cpu")
+TINY = ["encoder.embed_dim=32", "encoder.depth=2", "train.log_every=1", "optim.warmup_epochs=0", "optim.name=adamw", "optim.base_lr=1e-3"]
+MAE = [*TINY, "train.batch_size=24", "train.steps=3", "train.accumulate=2", "train.ema=0.9", "optim.clip=1"]
+LEARNING = sorted({p.stem for p in (config.configs_folder() / "methods").glob("*.yaml")} - {"pca", "pixels", "untrained"})
+
+
+class Trained:
+    """A method that was trained by the real loop under an engine, from a checkpoint if one is given."""
+
+    def __init__(self, engine, ranks, words, *, start=None, precision="fp32"):
+        self.config, self.ranks, self.rows = config.load(words), ranks, []
+        splits = open_splits(self.config.data)
+        method = mae.create(words)
+        if self.config.train.recompute:
+            parallel.recompute(method)
+        self.spread = parallel.Spread(engine, method, ranks)
+        if self.config.train.compile:
+            self.spread.compile()
+        self.module = self.spread.module.train()
+        self.optimizer = optim.create(self.module, self.config.optim)
+        self.average = optim.Average(self.module, self.config.train.ema) if self.config.train.ema is not None else None
+        self.progress = Progress()
+        if start is not None:
+            stored, scalars = checkpoint.load(start)
+            state.restore(stored, scalars, self.module, self.optimizer, self.average)
+            self.progress = Progress(**scalars["progress"])
+        accumulate = 1 if self.config.train.accumulate == "auto" else self.config.train.accumulate
+        plan = schedule.plan(self.config, len(splits.train))
+        fit(
+            self.spread.wrapped(),
+            lambda module, batch: module(normalise(batch.images, self.config.data), keys=batch.keys),
+            train_batches(
+                splits.train,
+                self.config,
+                first_step=self.progress.step,
+                device=CPU,
+                rank=ranks.rank,
+                world=ranks.world,
+                accumulate=accumulate,
+            ),
+            optimizer=self.optimizer,
+            average=self.average,
+            scaler=torch.amp.GradScaler("cpu", enabled=precision == "fp16"),
+            plan=plan,
+            progress=self.progress,
+            config=self.config,
+            precision=precision,
+            ranks=ranks,
+            hooks=Hooks(log=self.rows.append, save=print, evaluate=print, picture=print, stop=lambda: False),
+        )
+
+    def figures(self):
+        """(2, steps) losses and gradient norms."""
+        return torch.tensor([[row[name] for row in self.rows] for name in ("loss", "grad_norm")], dtype=torch.float64)
+
+    def tensors(self):
+        """Weights, moments and average, whole on every rank."""
+        tensors, _ = state.take(self.module, self.optimizer, self.average)
+        return {name: (x.full_tensor() if isinstance(x, DTensor) else x).clone() for name, x in tensors.items()}
+
+    def save(self, folder):
+        """Commits a checkpoint as a run does, and returns where it lies."""
+        tensors, scalars = state.take(self.module, self.optimizer, self.average)
+        saver = Saver(RunFolder(folder), Run(), self.ranks, {"config": "c", "data": "d"})
+        saver.save(self.progress.step, tensors, scalars | {"progress": {"step": self.progress.step}}, samples=0)
+        return saver.find()
+
+
+def spread(rank, world, folder, engines, words):
+    """Trains and saves under each engine; then each takes up every checkpoint in the folder, trained no further."""
+    ranks, kept = Ranks(rank, world, CPU), {}
+    for engine in engines:
+        trained = Trained(engine, ranks, words)
+        where = trained.save(Path(folder) / f"{engine}{world}")
+        kept[engine] = {"figures": trained.figures(), "tensors": trained.tensors(), "where": str(where)}
+    for engine in engines:
+        for start in sorted(Path(folder).glob("*/checkpoints/step-*")):
+            kept[engine][start.parts[-3]] = Trained(engine, ranks, words, start=start).tensors()
+    return kept
+
+
+def same(one, two):
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def close(trained, figures):
+    torch.testing.assert_close(trained, figures, rtol=1e-5, atol=1e-6)
+
+
+def alone(words, **how):
+    return Trained("plain", Ranks(0, 1, CPU), words, **how)
+
+
+def test_engines_compute_the_same_and_open_each_others_checkpoints(tmp_path):
+    plain = alone(MAE)
+    assert plain.figures().shape == (2, 3)
+    saved = plain.save(tmp_path / "plain")
+    first, second = on_ranks(spread, tmp_path, 2, str(tmp_path), ["ddp", "fsdp"], MAE)
+    for engine in ("ddp", "fsdp"):
+        close(first[engine]["figures"], plain.figures())
+        assert same(first[engine]["tensors"], second[engine]["tensors"])
+        assert same(first[engine]["plain"], plain.tensors())  # read by each rank, its rows alone, and gathered again
+        assert same(first[engine]["ddp2"], first["ddp"]["tensors"])
+        assert same(first[engine]["fsdp2"], first["fsdp"]["tensors"])
+        where = Path(first[engine]["where"])
+        assert checkpoint.verify(where) is None
+        assert same(alone(MAE, start=where).tensors(), first[engine]["tensors"])
+        weights = checkpoint.weights_of(where)
+        assert mae.create(MAE).load_state_dict(weights, strict=True)
+        assert torch.equal(weights["encoder.norm.weight"], first[engine]["tensors"]["average.encoder.norm.weight"])
+    shares = [f"state-0000{rank}-of-00002.safetensors" for rank in range(2)]
+    assert sorted(p.name for p in where.iterdir()) == ["manifest.json", *shares, "state.json"]
+    assert sorted(p.name for p in saved.iterdir()) == ["manifest.json", "state.json", "state.safetensors"]
+    assert not list(tmp_path.rglob("*tmp*"))
+
+
+def test_recomputed_activations_give_the_same_gradients_bit_for_bit():
+    gradients, names = [], []
+    for recomputed in (False, True):
+        method = mae.create(TINY)
+        if recomputed:
+            parallel.recompute(method)
+        generator = torch.Generator().manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = method(torch.randn(8, 1, 8, 8, generator=generator), keys=torch.arange(8)).loss
+        loss.backward()
+        gradients.append({name: p.grad for name, p in method.named_parameters() if p.requires_grad})
+        names.append(list(method.state_dict()))
+    assert same(*gradients)
+    assert names[0] == names[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["optim.name=muon"], "needs whole matrices"),
+        (["configs/methods/contractive.yaml", "method.penalty=hutchinson"], "differentiates twice"),
+        (["configs/methods/vq_vae.yaml", "method.codebook=gradient"], "writes to its parameters"),
+        (["configs/methods/kl_ae.yaml"], "log_scale is a single number"),
+    ],
+)
+def test_what_cannot_be_cut_up_is_refused_in_one_sentence(words, says):
+    with pytest.raises(ConfigError, match=says):
+        parallel.choose("fsdp", mae.create([*TINY, *words]), config.load([*TINY, *words]).optim, average=False, ranks=Ranks(0, 1, CPU))
+    if says == "differentiates twice":
+        with pytest.raises(ConfigError, match=r"train\.recompute=false"):
+            parallel.recompute(mae.create([*TINY, *words]))
+
+
+def test_the_engine_follows_from_sizes(tmp_path):
+    with torch.device("meta"):
+        giant = torch.nn.Linear(2**20, 2**20)  # 16 TiB with its moments
+    adamw, muon = (config.load([f"optim.name={name}"]).optim for name in ("adamw", "muon"))
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        found = [
+            parallel.choose("auto", module, settings, average=False, ranks=Ranks(0, 2, CPU))
+            for module, settings in ((mae.create(TINY), adamw), (giant, adamw), (giant, muon))
+        ]
+    finally:
+        dist.destroy_process_group()
+    assert [engine.name for engine in found] == ["ddp", "fsdp", "ddp"]
+    assert "less than half" in found[0].reason
+    assert "take 1.64e+04 GiB, more than half" in found[1].reason
+    assert "but optim.name=muon needs whole matrices" in found[2].reason
+
+
+@pytest.mark.slow
+def test_any_number_of_ranks_opens_what_another_wrote(tmp_path):
+    plain = alone(MAE)
+    two = on_ranks(spread, tmp_path, 2, str(tmp_path), ["fsdp"], MAE)
+    four = on_ranks(spread, tmp_path, 4, str(tmp_path), ["fsdp", "ddp"], MAE)
+    three = on_ranks(spread, tmp_path, 3, str(tmp_path), ["fsdp", "ddp"], [*MAE, "train.accumulate=4"])
+    for found in (*four, *three):
+        for engine in ("fsdp", "ddp"):
+            close(found[engine]["figures"], plain.figures())
+            assert same(found[engine]["fsdp2"], two[0]["fsdp"]["tensors"])
+    for engine in ("fsdp", "ddp"):
+        assert same(three[0]["fsdp"][f"{engine}4"], four[0][engine]["tensors"])
+        assert same(alone(MAE, start=Path(three[0][engine]["where"])).tensors(), three[0][engine]["tensors"])
+
+
+METHOD = [*TINY, "train.batch_size=24", "train.steps=3", "train.precision=fp32", "optim.base_lr=1e-4"]
+
+
+def figures_of_methods(rank, world, engines):
+    found = {}
+    for name in LEARNING:
+        words = [f"configs/methods/{name}.yaml", *METHOD]
+        for engine in engines:
+            if (name, engine) != ("kl_ae", "fsdp"):  # refused
+                found[f"{name} {engine}"] = Trained(engine, Ranks(rank, world, CPU), words).figures()
+    return found
+
+
+@pytest.mark.slow
+def test_every_method_is_the_same_under_every_engine(tmp_path):
+    plain = figures_of_methods(0, 1, ["plain"])
+    for found in on_ranks(figures_of_methods, tmp_path, 2, ["ddp", "fsdp"]):
+        for name, figures in found.items():
+            torch.testing.assert_close(figures, plain[f"{name.split()[0]} plain"], rtol=1e-5, atol=1e-6, msg=name)
+
+
+def figures_of_settings(rank, world, engines):
+    found = {}
+    for engine in engines:
+        for words in (["train.recompute=true"], ["train.compile=true"], ["train.compile=true", "train.recompute=true"]):
+            found[f"{engine} {words}"] = Trained(engine, Ranks(rank, world, CPU), [*MAE, *words]).figures()
+        for precision in ("bf16", "fp16"):
+            found[f"{engine} {precision}"] = Trained(engine, Ranks(rank, world, CPU), MAE, precision=precision).figures()
+    return found
+
+
+@pytest.mark.slow
+def test_recomputation_compilation_and_half_precision_work_under_every_engine(tmp_path):
+    plain, reference = figures_of_settings(0, 1, ["plain"]), alone(MAE).figures()
+    found = on_ranks(figures_of_settings, tmp_path, 2, ["ddp", "fsdp"])[0]
+    for name, figures in (plain | found).items():
+        close_to = plain["plain " + name.split()[1]] if name.endswith("16") else reference
+        torch.testing.assert_close(figures, close_to, rtol=2e-2 if name.endswith("16") else 1e-5, atol=1e-6, msg=name)
+    assert torch.equal(plain["plain ['train.recompute=true']"], reference)
+
+
+WORDS = [*TINY, "encoder.depth=1", "train.precision=fp32", "train.batch_size=48", "train.steps=60", "train.checkpoint_every=10"]
+WORDS += ["train.evaluate_every=30", "evaluate.protocols=[knn]", "evaluate.controls=false", "track.wandb=off", "run.dir=run"]
+
+
+def command(world, *words):
+    launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={world}"] if world > 1 else []
+    return [sys.executable, *launcher, str(ROOT / "pretrain.py"), *WORDS, *words]
+
+
+def finish(world, cwd, *words):
+    done = subprocess.run(
+        command(world, *words), cwd=cwd, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stderr
+
+
+def rows(cwd):
+    file = cwd / "run" / "metrics.jsonl"
+    found = map(json.loads, file.read_text().splitlines()) if file.exists() else []
+    return [[row[name] for name in ("step", "loss", "grad_norm", "batch_hash")] for row in found if "batch_hash" in row]
+
+
+def kill_after(step, world, cwd, *words):
+    """Starts a run in a session of its own and kills all of it once that step is logged."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with open(cwd / "log", "w") as log:
+        process = subprocess.Popen(command(world, *words), cwd=cwd, stdout=log, stderr=log, start_new_session=True, env=environment)
+    while process.poll() is None and not any(row[0] >= step for row in rows(cwd)):
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    assert rows(cwd)[-1][0] < 60, (cwd / "log").read_text()[-3000:]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("world", "engine"), [(2, "fsdp"), (3, "fsdp"), (3, "ddp")])
+def test_a_killed_run_ends_bit_identical_under_every_engine(world, engine, tmp_path):
+    for name in ("straight", "killed"):
+        (tmp_path / name).mkdir()
+    finish(world, tmp_path / "straight", f"train.parallel={engine}")
+    kill_after(25, world, tmp_path / "killed", f"train.parallel={engine}")
+    assert "resuming from" in finish(world, tmp_path / "killed", f"train.parallel={engine}")
+    assert rows(tmp_path / "killed") == rows(tmp_path / "straight")
+    encoders = [load_file(tmp_path / name / "run" / "encoder" / "model.safetensors") for name in ("straight", "killed")]
+    assert same(*encoders)
+    loaded = mae.load(tmp_path / "killed" / "run").encoder.state_dict()
+    assert all(torch.equal(encoders[0][name], loaded[name]) for name in loaded)
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_other_ranks_and_another_engine(tmp_path):
+    for name in ("straight", "changed"):
+        (tmp_path / name).mkdir()
+    finish(1, tmp_path / "straight")
+    kill_after(15, 2, tmp_path / "changed", "train.parallel=fsdp")
+    kill_after(30, 1, tmp_path / "changed")
+    kill_after(45, 3, tmp_path / "changed", "train.parallel=fsdp", "run.background=true")
+    finish(2, tmp_path / "changed", "train.parallel=ddp")
+    one, other = rows(tmp_path / "straight"), rows(tmp_path / "changed")
+    assert [row[::3] for row in one] == [row[::3] for row in other]
+    assert [row[1] for row in one] == pytest.approx([row[1] for row in other], rel=1e-3)
