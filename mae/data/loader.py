@@ -19,8 +19,9 @@ from torch.utils.data import DataLoader, Dataset
 
 from mae.config import Config
 from mae.data import crops, order, substitute
-from mae.data.batch import Batch, Samples, micro_batches, normalise
+from mae.data.batch import Batch, Samples, finished, micro_batches, normalise
 from mae.data.cached import Cache
+from mae.data.reading import Reading, shared_memory_full
 from mae.data.resample import crop_one
 from mae.data.sources import Source
 from mae.data.worker import context, held_back, serve, start_tracker
@@ -43,6 +44,7 @@ class TrainSteps(Dataset):
 
     def __init__(self, source: Source, config: Config, rank: int, world: int, transform: Transform | None) -> None:
         self.source, self.config, self.rank, self.world, self.transform = source, config, rank, world, transform
+        self.reading = Reading(config.data.workers)
 
     def share(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """(ids, keys) of the rank's samples."""
@@ -53,7 +55,7 @@ class TrainSteps(Dataset):
         )
 
     def __getitem__(self, step: int) -> Samples | ConfigError:
-        return _read_all(self.source, *self.share(step), self._views)
+        return _read_all(self.source, *self.share(step), self._views, self.reading)
 
     def _views(self, images: list[np.ndarray], keys: np.ndarray) -> list[Tensor]:
         if self.transform is not None:
@@ -63,7 +65,7 @@ class TrainSteps(Dataset):
         tall, wide = np.array([image.shape[:2] for image in images]).T
         boxes = crops.boxes(keys, tall, wide, scale=scale, aspect=size[1] / size[0])
         flips = crops.flips(keys) if data.flip else np.zeros(len(keys), bool)
-        return [crop_one(image, box, bool(flip), size) for image, box, flip in zip(images, boxes, flips, strict=True)]
+        return [finished(crop_one(image, box, bool(flip), size), data) for image, box, flip in zip(images, boxes, flips, strict=True)]
 
 
 class EvaluationBatches(Dataset):
@@ -71,15 +73,16 @@ class EvaluationBatches(Dataset):
 
     def __init__(self, source: Source, config: Config, batch_size: int) -> None:
         self.source, self.config, self.batch_size = source, config, batch_size
+        self.reading = Reading(config.data.workers)
 
     def __getitem__(self, number: int) -> Samples | ConfigError:
         ids = np.arange(number * self.batch_size, min((number + 1) * self.batch_size, len(self.source)))
         keys = hash_integers(self.config.train.seed, -1, ids)  # an epoch that training never has
-        return _read_all(self.source, ids, keys, self._views)
+        return _read_all(self.source, ids, keys, self._views, self.reading)
 
     def _views(self, images: list[np.ndarray], keys: np.ndarray) -> list[Tensor]:
-        size, factor = self.config.image_size, self.config.data.resize
-        return [torch.from_numpy(crops.central(image, size, factor).transpose(2, 0, 1).copy()) for image in images]
+        size, data = self.config.image_size, self.config.data
+        return [finished(torch.from_numpy(crops.central(image, size, data.resize).transpose(2, 0, 1).copy()), data) for image in images]
 
 
 def train_batches(
@@ -95,8 +98,8 @@ def train_batches(
 ) -> Iterator[list[Batch]]:
     """Endless: item i is the rank's `accumulate` micro-batches of global batch first_step + i, on the device.
 
-    Images are randomly cropped and mirrored as data.crop_scale and data.flip say, (b, C, H, W) uint8; or whatever
-    `transform(image (H, W, C) uint8, key)` makes of them (with data.workers it must be picklable); images are then read one by
+    Images are randomly cropped and mirrored as data.crop_scale and data.flip say, (b, C, H, W) uint8, or float32 where the source is; or
+    whatever `transform(image (H, W, C), key)` makes of them (with data.workers it must be picklable); images are then read one by
     one even where data.cache is set.
     A damaged image is replaced by another one (with that one's label), logged once by name and counted; ids and keys stay.
     Raises ConfigError for a batch that cannot be divided, data that do not fit data.cache, and too much damage.
@@ -124,12 +127,13 @@ def evaluation_batches(
     return (batches[0] for batches in _on_device(_stream(items, numbers, config, device), 1, device))
 
 
-def _read_all(source: Source, ids: np.ndarray, keys: np.ndarray, views: Views) -> Samples | ConfigError:
+def _read_all(source: Source, ids: np.ndarray, keys: np.ndarray, views: Views, reading: Reading) -> Samples | ConfigError:
     """Reads images one by one and stacks what `views(images, keys)` makes of some of them."""
     read: list[np.ndarray] = []
     images: list[Tensor] = []
     shown, damage = ids.copy(), []
     for i, (index, key) in enumerate(zip(ids.tolist(), keys.tolist(), strict=True)):
+        reading.note(index)
         try:
             image, shown[i], met = substitute.read(source, index, key)
         except ConfigError as error:
@@ -139,6 +143,7 @@ def _read_all(source: Source, ids: np.ndarray, keys: np.ndarray, views: Views) -
         if len(read) == TOGETHER or i + 1 == len(ids):
             images += views(read, keys[len(images) : i + 1])
             read.clear()
+    reading.note(-1)
     labels = np.full_like(ids, -1) if source.labels is None else source.labels[shown]
     return Samples(torch.stack(images), torch.from_numpy(np.stack([keys, labels, ids])), shown != ids, damage)
 
@@ -150,7 +155,7 @@ def _on_device(samples: Iterable[Samples], accumulate: int, device: torch.device
         yield micro_batches(item, accumulate, device)
 
 
-def _stream(items: Dataset, indices: Iterable[int], config: Config, device: torch.device) -> Iterator[Samples]:
+def _stream(items: TrainSteps | EvaluationBatches, indices: Iterable[int], config: Config, device: torch.device) -> Iterator[Samples]:
     """Reads the items in order, in data.workers processes or in this one."""
     if config.data.workers:
         stream = _from_workers(items, indices, config.data.workers, pin_memory=device.type == "cuda")
@@ -164,7 +169,7 @@ def _stream(items: Dataset, indices: Iterable[int], config: Config, device: torc
 
 
 def _from_workers(
-    items: Dataset, indices: Iterable[int], workers: int, *, pin_memory: bool
+    items: TrainSteps | EvaluationBatches, indices: Iterable[int], workers: int, *, pin_memory: bool
 ) -> Generator[Samples | ConfigError, None, None]:
     loader = DataLoader(
         items,
@@ -184,7 +189,7 @@ def _from_workers(
     _open_iterators.add(iterator)
     try:
         for _ in indices:
-            yield _next(iterator)
+            yield _next(iterator, items)
     finally:
         _close(iterator)
 
@@ -201,21 +206,29 @@ _open_iterators: weakref.WeakSet[Any] = weakref.WeakSet()
 atexit.register(lambda: [_close(iterator) for iterator in list(_open_iterators)])  # before multiprocessing's own, which waits for ever
 
 
-def _next(iterator: Iterator[Any]) -> Any:
-    """The next item; tells a dead worker (at once) from a slow one (after a while) and names what to do."""
+def _next(iterator: Iterator[Any], items: TrainSteps | EvaluationBatches) -> Any:
+    """The next item; tells a dead worker from a slow one, both after a while, and names what it reads and what to do."""
     start = time.monotonic()
     while True:
         try:
             return next(iterator)
         except RuntimeError as error:
+            full = shared_memory_full()
             if "exited unexpectedly" in str(error) or "killed by signal" in str(error):
-                raise RuntimeError(f"a process that reads images died; where /dev/shm is full, lower data.workers ({error})") from error
+                why = full or "the kernel kills where memory is short: lower data.workers"
+                raise RuntimeError(f"a process that reads images died; {why} ({error})") from error
             if "timed out" not in str(error):
                 raise
             waited = time.monotonic() - start
-            logging.getLogger("mae").warning("no batch for %.0f s: the disk or the network that holds the images is slow", waited)
+            if full is not None:
+                raise RuntimeError(f"no batch for {waited:.0f} s: {full}") from error
+            stuck = items.reading.longest()
+            where = "the disk or the network that holds the images"
+            if stuck is not None:
+                where = f"reading process {stuck[0]} is at {items.source.name_of(stuck[1])} for {stuck[2]:.0f} s, {where}"
+            logging.getLogger("mae").error("no batch for %.0f s: %s is slow", waited, where)
             if waited > STALLED_SECONDS:
-                raise RuntimeError(f"no batch for {waited:.0f} s: the disk or the network that holds the images does not answer") from error
+                raise RuntimeError(f"no batch for {waited:.0f} s: {where} does not answer") from error
 
 
 def _unchanged(item: Any) -> Any:

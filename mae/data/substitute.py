@@ -42,13 +42,13 @@ def check(replaced: int, met: int, length: int, budget: float) -> None:
     """Raises ConfigError where too many images are damaged.
 
     `replaced`: damaged images among the `met` first of the concatenated epochs, on all ranks; `length`: images of an epoch; `budget`:
-    data.damage. As an epoch meets every image once, `replaced` an epoch is the number of damaged images: before the first one ends,
-    those known so far. Nothing here depends on ranks, workers or restarts.
+    data.damage. As an epoch meets every image once, at least `replaced` / epochs begun different images are damaged, whatever the ranks,
+    workers and restarts.
     """
-    if not within(replaced / max(1.0, met / length), length, budget):
+    if not within(replaced / max(1, -(-met // length)), length, budget):
         raise ConfigError(
-            f"{replaced:,} times in {met:,} an image could not be read (each is named above), more than data.damage={budget:g} of {length:,}: "
-            "repair or remove them, or allow more with data.damage=..., with which the same command goes on"
+            f"{replaced:,} times in {met:,} an image could not be read (all are named above), of {length:,} images more than "
+            f"data.damage={budget:g}: repair or remove them, or allow more with data.damage=..., with which the same command goes on"
         )
 
 
