@@ -151,22 +151,3 @@ def test_a_restored_run_goes_on_bit_for_bit(name, tmp_path):
         assert torch.equal(one, two)
     for key, value in straight[2].shadow.items():
         assert torch.equal(value, resumed[2].shadow[key])
-
-
-def test_every_flipped_byte_of_a_checkpoint_is_noticed_and_the_one_before_is_taken(tmp_path):
-    for step in (1, 2, 3):
-        checkpoint.save(tmp_path, step, {"model.x": torch.full((4,), float(step))}, {"step": step}, facts={}, keep=2)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["step-00000002", "step-00000003"]
-    newest = tmp_path / "step-00000003"
-    for file in sorted(newest.iterdir()):
-        whole = file.read_bytes()
-        for place in range(0, len(whole), 7):
-            file.write_bytes(whole[:place] + bytes([whole[place] ^ 1]) + whole[place + 1 :])
-            found = checkpoint.load_newest(tmp_path)
-            if found[0] == newest:  # a flip inside the manifest that changes no sum: the step number, or white space
-                assert file.name == checkpoint.MANIFEST
-                assert torch.equal(found[1]["model.x"], torch.full((4,), 3.0))
-        file.write_bytes(whole[:-1])
-        assert checkpoint.load_newest(tmp_path)[0] == tmp_path / "step-00000002"
-        file.write_bytes(whole)
-    assert checkpoint.load_newest(tmp_path)[0] == newest

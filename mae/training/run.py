@@ -139,11 +139,17 @@ class RunFolder:
     def append(self, row: Mapping[str, Any]) -> None:
         """Adds a row to metrics.jsonl. One that cannot be written is kept for the next time, so that a full disk ends no step."""
         with self._appending:
+            waiting = bool(self._unwritten)
             self._unwritten += (json.dumps(row) + "\n").encode()
         try:
             self.flush()
         except OSError as error:
-            log.warning("%s cannot be written (%s): its rows are kept until it can", self.metrics, error.strerror)
+            log.log(
+                logging.DEBUG if waiting else logging.WARNING,
+                "%s cannot be written (%s): its rows are kept until it can",
+                self.metrics,
+                error.strerror,
+            )
 
     def flush(self, *, durable: bool = False) -> None:
         """Writes the rows that are kept back, all or none of them; `durable` waits for the disk. Raises OSError."""

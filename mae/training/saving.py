@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -52,7 +53,7 @@ class Saver:
         shares = None if stored.whole(tensors) else self._stage(step, tensors)
         work = partial(self._commit, step, tensors, scalars, self.facts | {"world": self.ranks.world, "samples": samples}, shares)
         if not self.config.background:
-            distributed.first_does(work, self.ranks)
+            self._together(work)
         elif self.ranks.first:  # a copy: the next steps change the tensors where they are
             copies = {k: v.detach().to("cpu", copy=True) for k, v in tensors.items()} if shares is None else {}
             self._writing = self._thread.submit(partial(work.func, step, copies, *work.args[2:]))
@@ -62,7 +63,14 @@ class Saver:
         """Waits until what was saved in the background is committed. Raises CannotSave on every rank where it could not be."""
         if self.config.background:
             writing, self._writing = self._writing, None
-            distributed.first_does(lambda: writing and writing.result(), self.ranks)
+            self._together(lambda: writing and writing.result())
+
+    def _together(self, action: Callable[[], object]) -> None:
+        """Rank 0 does it; where it cannot, no rank can."""
+        try:
+            distributed.first_does(action, self.ranks)
+        except ConfigError as error:  # on the other ranks
+            raise CannotSave(str(error)) from error
 
     def _stage(self, step: int, tensors: dict[str, Tensor]) -> Path:
         """Where all ranks have put their shares of the tensors. Raises CannotSave on every rank, after as many attempts as a commit has."""
