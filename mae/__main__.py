@@ -14,6 +14,7 @@ TOOLS = {
     "compare": "put runs side by side: a table, a spreadsheet and one page",
     "pictures": "draw reconstructions, samples, interpolations, atoms of a run",
     "shard": "write any images as tar shards, checked and indexed",
+    "statistics": "mean and std of the training images, channel by channel, as a file for other commands",
     "latents": "encode a folder of images as shards for latent diffusion",
 }
 

@@ -282,6 +282,8 @@ def _check_channels(config: Config) -> None:
         values = getattr(d, name)
         if values and len(values) != d.channels:  # none: not computed yet
             raise ConfigError(f"data.{name} has {len(values)} values for data.channels={d.channels}: give one a channel")
+    if any(std <= 0 for std in d.std):
+        raise ConfigError(f"data.std {d.std} must be above 0 in every channel: `mae statistics` computes it")
     low, high = (*d.crop_scale, 0, 0)[:2]
     if len(d.crop_scale) != 2 or not 0 < low <= high <= 1:
         raise ConfigError(f"data.crop_scale {d.crop_scale} must be [least, most] with 0 < least <= most <= 1")

@@ -11,15 +11,32 @@ import numpy as np
 import torch
 from PIL import Image
 from timm.data import create_transform
+from timm.data.random_erasing import RandomErasing
 from torch import Tensor
 
+from mae.data import crops
+from mae.data.batch import finished
+from mae.data.resample import crop_one
+from mae.errors import ConfigError
 from mae.keys import Data
 
 
 class KeyedTransform:
-    """Callable (image (H, W, C) uint8, key) -> normalised float32 (C, H, W). Picklable, for worker processes."""
+    """Callable (image (H, W, C), key) -> normalised float32 (C, H, W). Picklable, for worker processes.
+
+    Images of more than 8 bits a channel, float32, are what Pillow and so timm's augmentation cannot hold: they are cropped and mirrored
+    as in pretraining, and erased by timm. Raises ConfigError for them where RandAugment is asked for.
+    """
 
     def __init__(self, data: Data, size: tuple[int, int], *, auto_augment: str | None = None, erase: float = 0.0) -> None:
+        self.data, self.size = data, size
+        if data.name == "arrays":
+            if auto_augment is not None:
+                raise ConfigError(
+                    f"protocol.auto_augment={auto_augment} is for 8-bit colours, not for arrays: set protocol.auto_augment=none"
+                )
+            self.erasing = RandomErasing(erase, mode="pixel", device="cpu")
+            return
         self.transform: Callable[[Image.Image], Tensor] = create_transform(
             input_size=(data.channels, *size),
             is_training=True,
@@ -35,8 +52,17 @@ class KeyedTransform:
         )
 
     def __call__(self, image: np.ndarray, key: int) -> Tensor:
+        if image.dtype != np.uint8:
+            return self._of_floats(image, key)
         with seeded(key):
             return self.transform(Image.fromarray(image[..., 0] if image.shape[2] == 1 else image))
+
+    def _of_floats(self, image: np.ndarray, key: int) -> Tensor:
+        keys, (height, width), scale = np.array([key]), self.size, self.data.crop_scale
+        box = crops.boxes(keys, image.shape[:1], image.shape[1:2], scale=(scale[0], scale[1]), aspect=width / height)[0]
+        pixels = finished(crop_one(image, box, self.data.flip and bool(crops.flips(keys)[0]), self.size), self.data)
+        with seeded(key):
+            return self.erasing(pixels)
 
 
 class seeded:  # noqa: N801 (a context manager, used like a function)

@@ -1,4 +1,7 @@
-"""What a step sees: uint8 images with the keys that decide their randomness; and their normalisation, done on the device."""
+"""What a step sees: uint8 images with the keys that decide their randomness; and their normalisation, done on the device.
+
+Images of more than 8 bits a channel (data.name=arrays) are float32, and normalised where they are cropped.
+"""
 
 from functools import lru_cache
 from typing import NamedTuple
@@ -14,7 +17,7 @@ from mae.keys import Data
 class Batch(NamedTuple):
     """Some samples of a source, on the device."""
 
-    images: Tensor  # (B, C, H, W) uint8; float32 where a transform made them
+    images: Tensor  # (B, C, H, W) uint8; float32, normalised, where a transform made them or a source has more than 8 bits
     keys: Tensor  # (B,) int64: a hash of (seed, epoch, id), which decides crop, flip, mask and noise
     labels: Tensor  # (B,) int64, of the images shown; -1 = none
     ids: Tensor  # (B,) int64: positions in the source
@@ -48,11 +51,19 @@ def normalise(images: Tensor, data: Data) -> Tensor:
     """uint8 (B, C, H, W) -> float32 (x / 255 - mean) / std on the images' device; floats pass through untouched."""
     if images.is_floating_point():
         return images
-    factor, shift = _affine(tuple(data.mean), tuple(data.std), images.device)
+    factor, shift = _affine(tuple(data.mean), tuple(data.std), 255, images.device)
     return torch.addcmul(shift, images.float(), factor)
 
 
+def finished(images: Tensor, data: Data) -> Tensor:
+    """Cropped images (..., C, H, W) as they go into a batch: uint8 as it is, a source's float32 as (x - mean) / std."""
+    if not images.is_floating_point():
+        return images
+    factor, shift = _affine(tuple(data.mean), tuple(data.std), 1, images.device)
+    return torch.addcmul(shift, images, factor)
+
+
 @lru_cache(maxsize=8)  # sent to the device once
-def _affine(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> tuple[Tensor, Tensor]:
+def _affine(mean: tuple[float, ...], std: tuple[float, ...], white: int, device: torch.device) -> tuple[Tensor, Tensor]:
     means, stds = (torch.tensor(x, dtype=torch.float64).view(-1, 1, 1) for x in (mean, std))
-    return (1 / (255 * stds)).float().to(device), (-means / stds).float().to(device)
+    return (1 / (white * stds)).float().to(device), (-means / stds).float().to(device)

@@ -1,5 +1,6 @@
-"""Data that fits in memory: decoded once into one uint8 tensor, from which batches are cut without a loop over samples."""
+"""Data that fits in memory: decoded once into one tensor, from which batches are cut without a loop over samples."""
 
+import math
 import os
 
 import numpy as np
@@ -8,7 +9,7 @@ from torch import Tensor
 
 from mae.config import Config
 from mae.data import crops, substitute
-from mae.data.batch import Samples, to_device
+from mae.data.batch import Samples, finished, to_device
 from mae.data.decode import DamagedImage
 from mae.data.resample import crop_batch
 from mae.data.sources import Source
@@ -22,7 +23,7 @@ class _OtherSize(Exception):
 
 
 class Cache:
-    """All images of a source as one tensor (N, C, H, W) uint8, in the computer's memory or (data.cache: device) on the device.
+    """All images of a source as one tensor (N, C, H, W) of its type, in the computer's memory or (data.cache: device) on the device.
 
     Images of one size are kept as they are. Images of several sizes are first brought to one: scaled to cover
     image_size x data.resize and centre-cropped to that.
@@ -47,7 +48,7 @@ class Cache:
         images = self.images.index_select(0, to_device(shown, self.images.device))
         if images.device.type != self.device.type:
             images = images.pin_memory().to(self.device, non_blocking=True)
-        images = self._augmented(images, keys)
+        images = finished(self._augmented(images, keys), self.data)
         labels = np.full_like(ids, -1) if self.source.labels is None else self.source.labels[shown]
         return Samples(images, to_device(np.stack([keys, labels, ids]), self.device), shown != ids, damage)
 
@@ -94,19 +95,19 @@ class Cache:
             if keep and pixels.shape[:2] != size:
                 raise _OtherSize
             if images is None:
-                images = _allocate(len(self.source), pixels.shape[2], size)
+                images = _allocate((len(self.source), pixels.shape[2], *size), pixels.dtype)
             images[index] = (pixels if keep else crops.central(pixels, size, 1.0)).transpose(2, 0, 1)
         if images is None:
             raise substitute.too_much(self.damaged[0])
         return torch.from_numpy(images)
 
 
-def _allocate(count: int, channels: int, size: tuple[int, int]) -> np.ndarray:
-    """Zeros (count, channels, h, w) uint8, if the machine has so much memory."""
-    need, have = count * channels * size[0] * size[1], os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+def _allocate(shape: tuple[int, ...], kind: np.dtype) -> np.ndarray:
+    """Zeros (N, C, h, w), if the machine has so much memory."""
+    need, have = math.prod(shape) * kind.itemsize, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if need > have:
-        raise ConfigError(f"data.cache needs {need / 2**30:.0f} GiB for {count:,} images, of {have / 2**30:.0f}: set data.cache=none")
-    return np.zeros((count, channels, *size), np.uint8)
+        raise ConfigError(f"data.cache needs {need / 2**30:.0f} GiB for {shape[0]:,} images, of {have / 2**30:.0f}: set data.cache=none")
+    return np.zeros(shape, kind)
 
 
 def _moved(images: Tensor, device: torch.device) -> Tensor:

@@ -49,7 +49,7 @@ def flips(keys: np.ndarray) -> np.ndarray:
 
 
 def central(image: np.ndarray, size: tuple[int, int], factor: float, by: Image.Resampling = BICUBIC) -> np.ndarray:
-    """What evaluation sees: the image scaled to cover factor x size, and of that the central size: (h, w, C) uint8.
+    """What evaluation sees: the image scaled to cover factor x size, and of that the central size: (h, w, C), uint8 or float32 as it is.
 
     For a square, torchvision's Resize(round(factor x size)) and CenterCrop(size). `factor` >= 1. Classes of pixels are taken
     `by` NEAREST, for their mean means nothing.
@@ -66,16 +66,16 @@ def central(image: np.ndarray, size: tuple[int, int], factor: float, by: Image.R
 def resize(
     image: np.ndarray, size: tuple[int, int], box: tuple[float, float, float, float] | None = None, by: Image.Resampling = BICUBIC
 ) -> np.ndarray:
-    """Pillow's antialiased bicubic, or `by` another filter: image (H, W, C) uint8, or its (left, top, right, bottom), to size (h, w).
+    """Pillow's antialiased bicubic, or `by` another filter: image (H, W, C), or its (left, top, right, bottom), to size (h, w).
 
-    Equal sizes: equal pixels.
+    uint8 or float32, as it is. Equal sizes: equal pixels.
     """
     if image.shape[:2] == size and box in (None, (0, 0, size[1], size[0])):
         return image
-    channels = image.shape[2]
-    picture = Image.fromarray(np.ascontiguousarray(image[..., 0] if channels == 1 else image))
-    pixels = np.asarray(picture.resize((size[1], size[0]), by, box=box))
-    return pixels.reshape(*size, channels)
+    together = image.dtype == np.uint8 and image.shape[2] == 3
+    parts = [image] if together else [image[..., channel] for channel in range(image.shape[2])]
+    pictures = [Image.fromarray(np.ascontiguousarray(part)).resize((size[1], size[0]), by, box=box) for part in parts]
+    return np.asarray(pictures[0]) if together else np.stack([np.asarray(picture) for picture in pictures], axis=2)
 
 
 def _largest(tall: np.ndarray, wide: np.ndarray, least: float, most: float) -> tuple[np.ndarray, np.ndarray]:

@@ -1,9 +1,10 @@
-"""A folder of image files: class folders as in torchvision's ImageFolder, or any tree of images without labels."""
+"""A folder of image files: class folders as in torchvision's ImageFolder, or any tree of images without labels; or a list of them."""
 
 import os
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,22 +13,48 @@ from mae.data.sources import Opened, Subset, fingerprint, name_hashes, path_of, 
 from mae.errors import ConfigError
 from mae.keys import Data
 
+LIST = ".txt"  # how a list of files ends
 HELD_OUT = ("test", "val", "validation")  # in this order: the first that fits is the test split
 TEST_SHARE = 0.2  # where there is none
 SEGMENTS = "masks"  # beside data.path: the classes of the images' pixels
 MASKS = "ground_truth"  # beside train and test: which pixels of the test images are anomalous, as in MVTec AD
 
 
+class Kind(NamedTuple):
+    """Which files of a folder are meant, and how their bytes become pixels."""
+
+    extensions: tuple[str, ...]
+    decode: Callable[..., np.ndarray]  # (content, channels=, name=) -> (H, W, C); raises DamagedImage
+
+
+IMAGES = Kind(EXTENSIONS, decode)
+
+
 class Folder:
     """Image files under one root, in the order of their paths."""
 
-    def __init__(self, root: Path, paths: list[str], classes: tuple[str, ...] | None, channels: int, segments: Path | None = None) -> None:
-        """`paths` are relative to the root, with /; with `classes`, each is CLASS/FILE. `segments`: the folder of the pixels' classes."""
-        self.root, self.classes, self.channels = root, classes, channels
+    def __init__(
+        self,
+        root: Path,
+        paths: list[str],
+        classes: tuple[str, ...] | None,
+        channels: int,
+        segments: Path | None = None,
+        *,
+        kind: Kind = IMAGES,
+        labels: np.ndarray | None = None,
+    ) -> None:
+        """`paths` are relative to the root, with /; with `classes`, each is CLASS/FILE unless `labels` (N,) int64 are given.
+
+        `segments`: the folder of the pixels' classes. `kind`: which files these are.
+        """
+        self.root, self.classes, self.channels, self.kind = root, classes, channels, kind
         self.segments = segments if segments is not None and segments.is_dir() else None
         self.paths = np.array([os.fsencode(path) for path in paths])  # one array, not a million objects to copy to workers
         index = {name: i for i, name in enumerate(classes or ())}
-        self.labels = np.array([index[path.split("/")[0]] for path in paths], np.int64) if classes else None
+        if classes is not None and labels is None:
+            labels = np.array([index[path.split("/")[0]] for path in paths], np.int64)
+        self.labels = labels
 
     @cached_property
     def fingerprint(self) -> str:
@@ -43,8 +70,8 @@ class Folder:
         return len(self.paths)
 
     def read(self, index: int) -> np.ndarray:
-        """The image as (H, W, C) uint8. Raises DamagedImage."""
-        return decode(self.content(index), channels=self.channels, name=self.name_of(index))
+        """The image as (H, W, C), uint8 or as its kind is. Raises DamagedImage."""
+        return self.kind.decode(self.content(index), channels=self.channels, name=self.name_of(index))
 
     def content(self, index: int) -> bytes:
         """The bytes of the image's file. Raises DamagedImage."""
@@ -66,8 +93,8 @@ class Folder:
         return (self.segments / name).with_suffix(".png")  # type: ignore[operator]
 
 
-def open_folder(data: Data) -> Opened:
-    """The images under `data.path`.
+def open_folder(data: Data, kind: Kind = IMAGES) -> Opened:
+    """The images under `data.path`, or those of the list that it is.
 
     ROOT/train with ROOT/test, ROOT/val or ROOT/validation are the splits where they exist, provided that every image lies
     in one of them: `test` (else `val`) is for testing, and `val` beside a `test` is for validation. A held-out folder
@@ -77,31 +104,35 @@ def open_folder(data: Data) -> Opened:
     paths. A folder masks/ beside ROOT holds, under the images' relative names with .png, the class of every pixel. Raises ConfigError
     where there are too few images.
     """
+    if data.path and data.path.endswith(LIST) and Path(data.path).expanduser().is_file():
+        from mae.data.lists import open_list  # it builds on this module
+
+        return open_list(Path(data.path).expanduser(), data, kind)
     root = path_of(data)
     segments = root.absolute().parent / SEGMENTS
-    paths = find_images(root)
+    paths = find_images(root, kind.extensions)
     if not paths:
-        raise ConfigError(f"data.path {root} holds no images: {', '.join(EXTENSIONS)} files are looked for, in its subfolders too")
+        raise ConfigError(f"data.path {root} holds no images: {', '.join(kind.extensions)} files are looked for, in its subfolders too")
     tops = {path.split("/")[0] if "/" in path else "" for path in paths}
     if {"train", "test"} <= tops:
         tops.discard(MASKS)
     parts = {top: [p.removeprefix(f"{top}/") for p in paths if p.startswith(f"{top}/")] for top in ("train", *HELD_OUT) if top in tops}
     if "train" not in parts or len(parts) < len(tops):
-        return _with_test_share(Folder(root, paths, classes_of(paths), data.channels, segments), data)
+        return with_test_share(Folder(root, paths, classes_of(paths), data.channels, segments, kind=kind), data)
     classes = classes_of(parts["train"])
-    train = Folder(root / "train", parts["train"], classes, data.channels, segments / "train")
+    train = Folder(root / "train", parts["train"], classes, data.channels, segments / "train", kind=kind)
     held = [
-        Folder(root / top, parts[top], classes or _beside(parts["train"], parts[top]), data.channels, segments / top)
+        Folder(root / top, parts[top], classes or _beside(parts["train"], parts[top]), data.channels, segments / top, kind=kind)
         for top in HELD_OUT
         if _fits(root, top, parts.get(top), classes)
     ]
     if not held:
-        return _with_test_share(train, data)
+        return with_test_share(train, data)
     return Opened(train=train, test=held[0], validation=held[1] if len(held) > 1 else None)
 
 
-def find_images(root: Path) -> list[str]:
-    """Relative paths, with /, of all image files under root, sorted; links are followed once, hidden names passed over.
+def find_images(root: Path, extensions: tuple[str, ...] = EXTENSIONS) -> list[str]:
+    """Relative paths, with /, of all image files (or others) under root, sorted; links are followed once, hidden names passed over.
 
     Raises ConfigError for a folder that cannot be listed.
     """
@@ -120,7 +151,7 @@ def find_images(root: Path) -> list[str]:
                     continue
                 if entry.is_dir():
                     visit(entry.path, f"{prefix}{entry.name}/")
-                elif entry.name.lower().endswith(EXTENSIONS):
+                elif entry.name.lower().endswith(extensions):
                     found.append(prefix + entry.name)
 
     try:
@@ -154,7 +185,8 @@ def _beside(train: list[str], held_out: list[str]) -> tuple[str, ...] | None:
     return classes if len(only) == 1 and only < set(classes or ()) else None
 
 
-def _with_test_share(source: Folder, data: Data) -> Opened:
+def with_test_share(source: Folder, data: Data) -> Opened:
+    """A fixed fifth for testing, chosen by a keyed hash of the paths. Raises ConfigError for fewer than 3 images."""
     if len(source) < 3:
         raise ConfigError(f"data.path {source.root} holds {len(source)} images: at least 3 are needed, to train, to validate and to test")
     test = share_of(name_hashes([source.name_of(i) for i in range(len(source))], data.split_seed), TEST_SHARE)

@@ -20,7 +20,7 @@ TABLE_WEIGHTS = 1 << 22  # 16 MB
 
 
 def crop_one(image: np.ndarray, box: np.ndarray, flip: bool, size: tuple[int, int]) -> Tensor:
-    """Crops, resizes and mirrors one image (H, W, C) uint8 of its own size -> (C, h, w) uint8.
+    """Crops, resizes and mirrors one image (H, W, C) of its own size -> (C, h, w), uint8 or float32 as it is.
 
     `box` (4,) int64: top, left, height, width in pixels. By torch's uint8 kernel, which has Pillow's filter at a third of its time.
     """
@@ -33,7 +33,7 @@ def crop_one(image: np.ndarray, box: np.ndarray, flip: bool, size: tuple[int, in
 
 
 def crop_batch(images: Tensor, boxes: np.ndarray, flips: np.ndarray | None, size: tuple[int, int]) -> Tensor:
-    """Crops, resizes and mirrors: images (B, C, H, W) uint8 -> (B, C, h, w) uint8 on their device.
+    """Crops, resizes and mirrors: images (B, C, H, W) -> (B, C, h, w) on their device, uint8 or float32 as they are.
 
     `boxes` (B, 4) int64: top, left, height, width in pixels; `flips` (B,) bool or None; `size` (h, w).
     """
@@ -52,7 +52,9 @@ def _products(images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     height, width = rows.shape[1], columns.shape[1]
     pixels = images.reshape(batch, channels * tall, wide).float() @ columns.mT  # (B, C * H, w)
     pixels = rows.repeat_interleave(channels, dim=0) @ pixels.view(batch * channels, tall, width)  # (B * C, h, w)
-    return pixels.add_(0.5).clamp_(0, 255).to(torch.uint8).view(batch, channels, height, width)  # the cast cuts: + 0.5 rounds
+    if not images.is_floating_point():
+        pixels = pixels.add_(0.5).clamp_(0, 255).to(torch.uint8)  # the cast cuts: + 0.5 rounds
+    return pixels.view(batch, channels, height, width)
 
 
 def matrices(starts: np.ndarray, lengths: np.ndarray, flips: np.ndarray, source: int, target: int, device: torch.device) -> Tensor:

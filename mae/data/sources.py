@@ -164,7 +164,7 @@ def open_parts(data: Data) -> Opened:
         raise ConfigError(f"data.name {data.name!r} is unknown: choose one of {', '.join(OPENERS)}")
     if data.channels not in (1, 3) and data.name != "arrays":
         raise ConfigError(
-            f"data.channels {data.channels} is not possible for {data.name}: choose 1 (grey), 3 (RGB), or data.name=arrays for other images"
+            f"data.channels {data.channels} is not possible for {data.name}: choose 1 (grey) or 3 (RGB), or data.name=arrays for others"
         )
     if data.length is not None and data.name not in ("shapes", "dsprites"):
         raise ConfigError(f"data.length={data.length} is for shapes and dsprites: leave it out for {data.name}")
