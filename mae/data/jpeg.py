@@ -34,7 +34,8 @@ def decode(content: bytes, *, channels: int, most: int) -> np.ndarray | None:
 
 
 def _turned(content: bytes) -> bool:
-    """Whether the image says that it is not upright, or says too much to be sure."""
-    if b"tiff:Orientation" in content[:HEADER]:  # XMP
-        return True
-    return b"Exif\0" in content[:HEADER] and Image.open(io.BytesIO(content), formats=("JPEG",)).getexif().get(ORIENTATION, 1) != 1
+    """Whether the image says that it is not upright."""
+    start = content[:HEADER]
+    if b"Exif\0" not in start and b"tiff:Orientation" not in start:  # EXIF, XMP
+        return False
+    return Image.open(io.BytesIO(content), formats=("JPEG",)).getexif().get(ORIENTATION, 1) in range(2, 9)
