@@ -21,7 +21,7 @@ from mae.config import Config
 from mae.data import crops, order, substitute
 from mae.data.batch import Batch, Samples, finished, micro_batches, normalise
 from mae.data.cached import Cache
-from mae.data.reading import Reading, shared_memory_full
+from mae.data.reading import Reading, shared_memory
 from mae.data.resample import crop_one
 from mae.data.sources import Source
 from mae.data.worker import context, held_back, serve, start_tracker
@@ -213,15 +213,13 @@ def _next(iterator: Iterator[Any], items: TrainSteps | EvaluationBatches) -> Any
         try:
             return next(iterator)
         except RuntimeError as error:
-            full = shared_memory_full()
             if "exited unexpectedly" in str(error) or "killed by signal" in str(error):
-                why = full or "the kernel kills where memory is short: lower data.workers"
-                raise RuntimeError(f"a process that reads images died; {why} ({error})") from error
+                raise RuntimeError(f"a process that reads images died ({error}); is memory short? {shared_memory()}") from error
             if "timed out" not in str(error):
                 raise
             waited = time.monotonic() - start
-            if full is not None:
-                raise RuntimeError(f"no batch for {waited:.0f} s: {full}") from error
+            if items.reading.idle() > PATIENCE_SECONDS / 2:
+                raise RuntimeError(f"a batch was lost on its way; {shared_memory()}") from error
             stuck = items.reading.longest()
             where = "the disk or the network that holds the images"
             if stuck is not None:

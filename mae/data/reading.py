@@ -6,8 +6,6 @@ from multiprocessing.sharedctypes import RawArray
 
 from torch.utils.data import get_worker_info
 
-ROOM = 1 << 22  # bytes of shared memory below which a batch has no place
-
 
 class Reading:
     """A board in memory that the processes write to and the main one reads. It crosses to processes while they are started."""
@@ -30,13 +28,16 @@ class Reading:
         busy = [(slot, index, now - self.since[slot]) for slot, index in enumerate(self.ids) if index >= 0]
         return max(busy, key=lambda entry: entry[2], default=None)
 
+    def idle(self) -> float:
+        """Seconds since the last process finished a read and all have done something but do nothing now; else 0."""
+        resting = all(index < 0 for index in self.ids) and all(self.since)
+        return time.monotonic() - max(self.since) if resting else 0.0
 
-def shared_memory_full() -> str | None:
-    """A sentence where /dev/shm, through which batches come from the processes, has no room; else None."""
+
+def shared_memory() -> str:
+    """What to do about /dev/shm, through which batches come from the processes."""
     try:
-        free = shutil.disk_usage("/dev/shm").free
+        free = f"has {shutil.disk_usage('/dev/shm').free / 2**20:.0f} MiB free"
     except OSError:
-        return None
-    if free >= ROOM:
-        return None
-    return f"/dev/shm is full ({free >> 10} KiB free), batches come through it: enlarge it (docker: --shm-size) or lower data.workers"
+        free = "is not there"
+    return f"/dev/shm, through which batches come, {free}: enlarge it (docker: --shm-size), or lower data.workers or train.batch_size"
