@@ -36,7 +36,7 @@ def start(device: str, timeout: float = 10.0) -> Iterator[Ranks]:
     fell silent.
     """
     world, local = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("LOCAL_RANK", 0))
-    chosen = _device(device, local)
+    chosen = device_of(device, local)
     if chosen.type == "cuda":
         torch.cuda.set_device(chosen)
     torch.set_flush_denormal(True)  # denormal weights slow CPU kernels down many times
@@ -80,7 +80,8 @@ def _leave() -> None:
         dist.destroy_process_group()
 
 
-def _device(name: str, local_rank: int) -> torch.device:
+def device_of(name: str, local_rank: int = 0) -> torch.device:
+    """The device that train.device names, for a process of that rank on its host. Raises ConfigError where it is not there."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

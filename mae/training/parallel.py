@@ -41,21 +41,27 @@ class Engine(NamedTuple):
 
 
 def choose(wanted: str, module: nn.Module, optim: Optim, *, average: bool, ranks: Ranks) -> Engine:
-    """The engine for a module that is not wrapped yet; `auto` shards what would fill more than half of a rank's memory.
+    """The engine for a module that is not wrapped yet. Every rank calls it and gets the same one. Raises as `decide` does."""
+    least = -distributed.largest(torch.tensor(-memory(ranks.device), dtype=torch.float64), ranks)
+    return decide(wanted, module, optim, average=average, world=ranks.world, there=float(least))
 
-    Every rank calls it and gets the same name. Raises ConfigError where fsdp is wanted and the optimizer or the module does not allow it.
+
+def decide(wanted: str, module: nn.Module, optim: Optim, *, average: bool, world: int, there: float) -> Engine:
+    """The engine of `world` ranks of `there` bytes each; `auto` shards what would fill more than half of a rank's memory.
+
+    Raises ConfigError where fsdp is wanted and the optimizer or the module does not allow it.
     """
     whole = _must_stay_whole(module, optim)
     if wanted == "fsdp" and whole:
         raise ConfigError(f"train.parallel=fsdp cuts parameters up, but {whole}: choose train.parallel=ddp")
-    if ranks.world == 1:
+    if world == 1:
         return Engine("plain", "one rank")
     if wanted != "auto":
         return Engine(wanted, "as told")
     trained = sum(p.numel() for p in module.parameters() if p.requires_grad)
     parameters = sum(p.numel() for p in module.parameters())
-    needed, there = state_bytes(parameters, trained=trained, moments=MOMENTS[optim.name], average=average), memory(ranks.device)
-    small = not distributed.any_rank(needed > SHARE * there, ranks)
+    needed = state_bytes(parameters, trained=trained, moments=MOMENTS[optim.name], average=average)
+    small = needed <= SHARE * there
     size = (
         f"weights, gradients and moments take {needed / 2**30:.3g} GiB, {'less' if small else 'more'} than half of {there / 2**30:.3g} GiB"
     )
