@@ -247,6 +247,10 @@ def _check(config: Config) -> None:
         value = getattr(t, name)
         if value is not None and value <= 0:
             raise ConfigError(f"train.{name} {value} must be above zero")
+    for name in ("skip_updates", "check_replicas"):
+        if getattr(t, name) < 0:
+            raise ConfigError(f"train.{name} {getattr(t, name)} must not be below zero")
+    _check_spike(config)
     if t.parallel == "fsdp" and config.optim.name in ("muon", "lars"):
         raise ConfigError(f"optim.name {config.optim.name} needs whole matrices, which train.parallel=fsdp cuts up: choose adamw or ddp")
     accumulate = 1 if t.accumulate == "auto" else t.accumulate
@@ -266,6 +270,20 @@ def _check(config: Config) -> None:
             raise ConfigError(f"optim.warmup_epochs {warmup!r} must be auto or a number of epochs")
         if t.epochs is not None and warmup > t.epochs:
             raise ConfigError(f"optim.warmup_epochs {warmup} is longer than the run of {t.epochs} epochs: try {t.epochs / 20:g} or auto")
+
+
+def _check_spike(config: Config) -> None:
+    """A spike is known three logged steps after it began: a checkpoint from before it must still be there then."""
+    t = config.train
+    if t.spike is None:
+        return
+    if t.spike <= 0:
+        raise ConfigError(f"train.spike {t.spike} must be above zero: 10 is a good value, null does not go back")
+    if (config.run.keep - 1) * t.checkpoint_every < 3 * t.log_every:
+        raise ConfigError(
+            f"train.spike goes back 3 x log_every = {3 * t.log_every} steps or more, but checkpoints reach back only "
+            f"(keep - 1) x checkpoint_every = {(config.run.keep - 1) * t.checkpoint_every}: raise run.keep or train.checkpoint_every"
+        )
 
 
 def _image_size(config: Config) -> tuple[int, int]:
@@ -289,6 +307,8 @@ def _check_channels(config: Config) -> None:
         raise ConfigError(f"data.crop_scale {d.crop_scale} must be [least, most] with 0 < least <= most <= 1")
     if not 0 <= d.validation < 1:
         raise ConfigError(f"data.validation {d.validation} must be a share from 0 to below 1")
+    if d.name == "stream" and config.evaluate.protocols:
+        raise ConfigError("data.name=stream gives no image by its number: set evaluate.protocols=[], and run `mae evaluate` on other data")
     if not 0 <= d.damage <= 1:
         raise ConfigError(f"data.damage {d.damage} must be a share of the images, from 0 to 1")
 

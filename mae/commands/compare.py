@@ -107,7 +107,7 @@ def mirror(cfg: Config, records: Sequence[Record], out: Path, *, separate: bool)
     """Sends the same content to W&B, where tracking is on: tables, pictures and the page, as a run of job type `compare`."""
     told = {"runs": [str(r.path) for r in records], "separate": separate}
     tracker = Tracker(cfg, out, "compare", name=out.resolve().name, derived={}, settings=told)
-    if tracker.run is None:
+    if not tracker.on:
         return
     groups = group(records)
     tracker.table("figures", list(tidy.FIELDS), [[row[k] for k in tidy.FIELDS] for row in tidy.rows(groups)])

@@ -18,7 +18,7 @@ from mae.data.sources import Splits
 from mae.errors import ConfigError, LossSpike, NonFiniteLoss, Preempted
 from mae.methods.base import Output
 from mae.nets.vit import choose_attention
-from mae.training import checkpoint, distributed, flops, optim, parallel, precision, state, watch
+from mae.training import checkpoint, distributed, flops, going_on, optim, parallel, precision, state, watch
 from mae.training.alarms import Alarms
 from mae.training.console import Console
 from mae.training.distributed import Ranks
@@ -31,6 +31,8 @@ from mae.training.signals import Stop
 from mae.training.tracking import Tracker
 
 log = logging.getLogger("mae")
+
+NOTICE_SECONDS = 10  # that W&B gets for its last words where a scheduler may be about to kill the job
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +92,9 @@ def _status(folder: RunFolder, tracker: Tracker | None):  # type: ignore[no-unty
     except BaseException as error:
         if tracker is not None:
             folder.status("preempted" if isinstance(error, Preempted) else "failed", reason=str(error))
-            tracker.finish(exit_code=1)
+            if not isinstance(error, Preempted):
+                tracker.alert("the run has failed", f"{type(error).__name__}: {error}")
+            tracker.finish(exit_code=1, within=NOTICE_SECONDS)
         raise
     if tracker is not None:
         tracker.finish()
@@ -170,7 +174,7 @@ def _train(
             return job.forward(wrapped, _blank(config, ranks, derived["accumulate"])).loss
 
     def resume(until: int | None = None) -> Progress:
-        return _resume(saver, spread, rehearse, optimizer, average, scaler, until)
+        return going_on.resume(saver, spread, rehearse, optimizer, average, scaler, until)
 
     progress = resume()
     begun_at, begun_with = progress.step, progress.seconds
@@ -251,7 +255,8 @@ def _train(
             except NonFiniteLoss as error:
                 raise NonFiniteLoss(f"{error}. The newest checkpoint in {folder.checkpoints} is from before it") from None
             except LossSpike as spike:
-                progress = _go_back(spike, progress, saver, resume, alarms)
+                progress = going_on.go_back(spike, progress, saver, resume, alarms)
+                begun_at, begun_with = progress.step, progress.seconds
         if progress.step > begun_at:
             save(progress)
     if average is not None:
@@ -276,50 +281,3 @@ def _settle(module: nn.Module, config: Config, folder: RunFolder, splits: Splits
     tensors = {f"model.{k}": v for k, v in module.state_dict().items()}
     facts = {"config": fingerprint(config), "data": derived["data"], "world": ranks.world, "samples": 0}
     checkpoint.save(folder.checkpoints, 0, tensors, {}, facts=facts, keep=config.run.keep)
-
-
-def _resume(
-    saver: Saver,
-    spread: parallel.Spread,
-    rehearse: Callable[[], Tensor],
-    optimizer: torch.optim.Optimizer,
-    average: optim.Average | None,
-    scaler: torch.amp.GradScaler,
-    until: int | None = None,
-) -> Progress:
-    """Goes back to the newest checkpoint (of at most step `until`) that is good on every rank, if there is one."""
-    folder, ranks, path = saver.folder, saver.ranks, saver.find(until)
-    progress = Progress()
-    if path is not None:
-        spread.settle(rehearse)
-        stored, scalars = checkpoint.load(path)
-        state.restore(stored, scalars, spread.module, optimizer, average)
-        scaler.load_state_dict(scalars["scaler"])
-        progress = Progress(**scalars["progress"])
-        log.info("resuming from %s", path)
-    if not ranks.first:
-        progress.replaced = 0  # the count is the sum over ranks: one of them goes on with it
-    distributed.first_does(lambda: folder.rewind(progress.step), ranks)
-    return progress
-
-
-def _go_back(spike: LossSpike, progress: Progress, saver: Saver, resume: Callable[[int], Progress], alarms: Alarms | None) -> Progress:
-    """Before a loss spike, with the data since then left out. Raises LossSpike where that is no way out any more.
-
-    Chowdhery et al., PaLM, arXiv:2204.02311, section 5.1: spikes come from a state meeting certain batches; from an earlier checkpoint, and
-    without the batches around the spike, they did not come again.
-    """
-    if progress.roll_backs == watch.MOST_ROLL_BACKS:
-        raise watch.beyond_help(spike)
-    saver.wait()
-    earlier = resume(spike.calm_until)
-    if earlier.step == 0:
-        raise LossSpike(f"{spike}, and no checkpoint from before it is left: raise run.keep", calm_until=0)
-    saver.forget_after(earlier.step)
-    left_out = progress.batch - earlier.batch
-    earlier.passed_over += left_out
-    earlier.roll_backs, earlier.seconds, earlier.replaced = progress.roll_backs + 1, progress.seconds, progress.replaced
-    if alarms is not None:
-        sentence = f"{spike}: training goes on from step {earlier.step} without the {left_out} batches that followed it"
-        alarms.tell("loss spike", sentence, earlier.step)
-    return earlier

@@ -1,10 +1,17 @@
-"""W&B as a mirror of the run folder: whatever happens to it, training goes on and metrics.jsonl stays the truth."""
+"""W&B as a mirror of the run folder: whatever happens to it, training goes on and metrics.jsonl stays the truth.
 
+All of it happens in a thread of its own, so that a server, a network or a W&B process that does not answer holds up nothing.
+"""
+
+import contextlib
 import json
 import logging
 import netrc
 import os
+import queue
 import secrets
+import signal
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +20,11 @@ from mae.config import Config
 
 log = logging.getLogger("mae")
 
-INIT_TIMEOUT = float(os.environ.get("WANDB_INIT_TIMEOUT", 30))  # seconds; W&B's own variable, its default of 90 holds a job up for nothing
+# seconds; W&B's own variables. Its default of 90 for the first holds a record up for nothing, and its default for the second is for ever.
+INIT_TIMEOUT = float(os.environ.get("WANDB_INIT_TIMEOUT", 30))
+FINISH_TIMEOUT = float(os.environ.get("WANDB_FINISH_TIMEOUT", 300))
+WAITING = 10_000  # things to send that may pile up
+LAST_WORDS_SECONDS = 5  # for a W&B that was ended to notice it
 
 
 class Tracker:
@@ -29,13 +40,12 @@ class Tracker:
         derived: Mapping[str, Any],
         settings: Mapping[str, Any] | None = None,  # what the job was told, where that is not the configuration
     ) -> None:
-        self.run: Any = None
-        mode = _mode(config.track.wandb)
-        if mode == "off":
+        self.mode = mode(config.track.wandb)
+        self.run: Any = None  # of W&B; the thread's alone
+        self.given_up = False
+        self._said: set[str] = set()
+        if self.mode == "off":
             return
-        import wandb  # an import of seconds: only where it is used
-
-        self.wandb = wandb
         started: dict[str, Any] = dict(
             project=config.track.project,
             group=config.track.group or name,
@@ -45,16 +55,15 @@ class Tracker:
             dir=str(folder),
             config={**(config.as_dict() if settings is None else settings), "derived": dict(derived)},
         )
-        if mode == "online":
-            started |= dict(id=os.environ.get("WANDB_RUN_ID") or self._id(folder, job), resume="allow")
-            self.run = self._try(lambda: wandb.init(mode="online", settings=wandb.Settings(init_timeout=INIT_TIMEOUT), **started))
-            if self.run is None:
-                log.warning("W&B cannot be reached: the run is recorded offline, `wandb sync %s/wandb/offline-*` sends it later", folder)
-                started.pop("resume"), started.pop("id")
-        if self.run is None:
-            self.run = self._try(lambda: wandb.init(mode="offline", **started))
-        if self.run is not None:
-            self._try(lambda: [self.run.define_metric("step"), self.run.define_metric("*", step_metric="step")])
+        self._waiting: queue.Queue[Callable[[], Any] | None] = queue.Queue(WAITING)
+        self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
+        self._waiting.put(lambda: self._begin(folder, job, started))
+        self._thread.start()
+
+    @property
+    def on(self) -> bool:
+        """Whether anything is mirrored."""
+        return self.mode != "off"
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Mirrors a row of metrics.jsonl; its own `step` is the axis, so that resumed steps are not dropped."""
@@ -105,21 +114,64 @@ class Tracker:
         """Sends a message that W&B passes on by mail or chat."""
         self._do(lambda: self.run.alert(title=title, text=text))
 
-    def finish(self, exit_code: int = 0) -> None:
-        """Closes the mirror; a non-zero code marks the run as failed."""
+    def finish(self, exit_code: int = 0, *, within: float = FINISH_TIMEOUT) -> None:
+        """Closes the mirror, in so many seconds at most; a non-zero code marks the run as failed."""
+        if not self.on:
+            return
         self._do(lambda: self.run.finish(exit_code=exit_code))
-        self.run = None
+        self.mode = "off"
+        with contextlib.suppress(queue.Full):
+            self._waiting.put(None, timeout=within)
+        self._thread.join(within)
+        if self._thread.is_alive():
+            log.warning("W&B has not taken everything within %g s: `wandb sync` sends what is on disk, metrics.jsonl has it all", within)
+            self.given_up = True
+            _end_process()
+            self._thread.join(LAST_WORDS_SECONDS)
 
     def _do(self, action: Callable[[], Any]) -> None:
-        if self.run is not None:
+        """In its turn, in the thread; not where W&B could not be started."""
+        if self.on:
+            try:
+                self._waiting.put_nowait(lambda: self.run and action())
+            except queue.Full:
+                self._say("W&B does not keep up: what comes now is in metrics.jsonl alone")
+
+    def _work(self) -> None:
+        """The thread: one thing after the other, until it is told that there is no more."""
+        while (action := self._waiting.get()) is not None:
             self._try(action)
+        if self._said:  # now, and not when the process ends, where it would raise again
+            with contextlib.suppress(Exception):
+                self.wandb.teardown()
+
+    def _begin(self, folder: Path, job: str, started: dict[str, Any]) -> None:
+        import wandb  # an import of seconds: only where it is used
+
+        self.wandb = wandb
+        if self.mode == "online":
+            own = dict(id=os.environ.get("WANDB_RUN_ID") or self._id(folder, job), resume="allow")
+            settings = wandb.Settings(init_timeout=INIT_TIMEOUT)
+            self.run = self._try(lambda: wandb.init(mode="online", settings=settings, **started, **own))
+            if self.run is None and not self.given_up:
+                self._say(f"W&B cannot be reached: the run is recorded offline, `wandb sync {folder}/wandb/offline-*` sends it later")
+        if self.run is None and not self.given_up:
+            self.run = self._try(lambda: wandb.init(mode="offline", **started))
+        if self.run is not None:
+            self._try(lambda: [self.run.define_metric("step"), self.run.define_metric("*", step_metric="step")])
 
     def _try(self, action: Callable[[], Any]) -> Any:
         try:
             return action()
         except Exception as error:  # the mirror may fail in any way; training must not
-            log.warning("W&B: %s: %s", type(error).__name__, str(error).splitlines()[0] if str(error) else "")
+            self._say(f"W&B: {type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
             return None
+
+    def _say(self, sentence: str) -> None:
+        """Once."""
+        if sentence not in self._said:
+            self._said.add(sentence)
+            log.warning("%s", sentence)
 
     def _id(self, folder: Path, job: str) -> str:
         """The W&B id of this run folder's job, made at the first start."""
@@ -131,8 +183,11 @@ class Tracker:
         return ids[job]
 
 
-def _mode(wanted: str) -> str:
-    """online | offline | off; auto is online where a key is configured, else off. WANDB_MODE, where set, is obeyed under auto."""
+def mode(wanted: str) -> str:
+    """What track.wandb comes to here: online | offline | off.
+
+    auto is online where a key is configured, else off; WANDB_MODE, where set, is obeyed under auto.
+    """
     if wanted != "auto":
         return wanted
     from_environment = {"offline": "offline", "disabled": "off", "online": "online"}.get(os.environ.get("WANDB_MODE", ""))
@@ -143,3 +198,12 @@ def _mode(wanted: str) -> str:
     except (netrc.NetrcParseError, OSError):
         logged_in = False
     return "online" if os.environ.get("WANDB_API_KEY") or logged_in else "off"
+
+
+def _end_process() -> None:
+    """Ends W&B's own process, which this process started and would wait for at its end. Linux tells which that is."""
+    for child in Path("/proc/self/task").glob("*/children"):
+        for pid in child.read_text().split():
+            with contextlib.suppress(OSError):
+                if "wandb-core" in Path(f"/proc/{pid}/cmdline").read_text():
+                    os.kill(int(pid), signal.SIGKILL)
