@@ -55,7 +55,11 @@ class TrainSteps(Dataset):
         )
 
     def __getitem__(self, step: int) -> Samples | ConfigError:
-        return _read_all(self.source, *self.share(step), self._views, self.reading)
+        return self.read(*self.share(step))
+
+    def read(self, ids: np.ndarray, keys: np.ndarray) -> Samples | ConfigError:
+        """The images of those ids (B,) int64, cropped and mirrored as their keys (B,) int64 say."""
+        return _read_all(self.source, ids, keys, self._views, self.reading)
 
     def _views(self, images: list[np.ndarray], keys: np.ndarray) -> list[Tensor]:
         if self.transform is not None:
