@@ -4,6 +4,7 @@ import importlib
 import sys
 
 TOOLS = {
+    "doctor": "check whether a run could start, and predict its time, memory and cost",
     "pretrain": "pretrain an encoder without labels",
     "linear_probe": "train a linear classifier on a frozen encoder",
     "finetune": "train a classifier from an encoder, all weights",
