@@ -34,13 +34,13 @@ class Data:
 
     name: str = key(
         "digits",
-        "digits | shapes | folder | shards | arrays | cifar10 | cifar100 | mnist | fashion_mnist | stl10 | stl10_unlabeled | dsprites | hf: "
-        "where the images come from",
+        "digits | shapes | folder | shards | stream | arrays | cifar10 | cifar100 | mnist | fashion_mnist | stl10 | stl10_unlabeled | "
+        "dsprites | hf: where the images come from",
     )
     path: str | None = key(
         None, "folder of images, arrays or tar shards; list.txt of images; URL of shards; name on the Hugging Face hub; file of dsprites"
     )
-    length: int | None = key(None, "images of shapes or dsprites; null = 20,000 shapes, all dsprites")
+    length: int | None = key(None, "images of shapes or dsprites (null = 20,000 shapes, all dsprites); images a stream calls an epoch")
     image_size: Any = key(32, "pixels, one number or [height, width]")
     channels: int = key(3, "colour channels: 1 converts to grey, 3 to RGB; of arrays as many as they have")
     mean: list[float] = key([0.485, 0.456, 0.406], "per channel, of pixels scaled to [0, 1]; [] = not known, `mae statistics` computes it")
@@ -113,7 +113,9 @@ class Train:
     ema: float | None = key(None, "decay of an average of the weights, which is then what is kept as the encoder")
     seed: int = key(0, "decides weights, order, crops and masks")
     skip_updates: int = key(3, "updates in a row that may be left out because a loss or gradient is not finite; 0 = stop at the first")
-    spike: float | None = key(None, "robust deviations above the recent losses' median from which to go back and leave data out; null = warn only")
+    spike: float | None = key(
+        None, "robust deviations above the recent losses' median from which to go back and leave data out; null = warn only"
+    )
     check_replicas: int = key(500, "steps between checks that all ranks hold the same weights, to the bit; 0 = before checkpoints only")
     log_every: int = key(20, "steps")
     checkpoint_every: int = key(500, "steps")

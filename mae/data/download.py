@@ -135,6 +135,14 @@ def _bring(url: str, stream: BinaryIO, tag: Path) -> None:
             whole = True
 
 
+def answer(url: str) -> http.client.HTTPResponse:
+    """The server's answer to a request for the file, asked for once. Raises OSError or, for what will not pass, ConfigError."""
+    try:
+        return _answer(url, 0, Path())
+    except _Trouble as error:
+        raise OSError(str(error)) from error
+
+
 def _answer(url: str, size: int, tag: Path) -> http.client.HTTPResponse:
     """The server's answer to a request for the bytes from `size` on. Raises _Trouble or, for what will not pass, ConfigError."""
     parts = urlsplit(url)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from mae.config import Config
 from mae.data import crops, order, substitute
@@ -24,6 +24,7 @@ from mae.data.cached import Cache
 from mae.data.reading import Reading, shared_memory
 from mae.data.resample import crop_one
 from mae.data.sources import Source
+from mae.data.stream import KEPT, Stream
 from mae.data.worker import context, held_back, serve, start_tracker
 from mae.errors import ConfigError
 from mae.nets.keyed import hash_integers
@@ -55,7 +56,23 @@ class TrainSteps(Dataset):
         )
 
     def __getitem__(self, step: int) -> Samples | ConfigError:
+        if isinstance(self.source, Stream):
+            return self._drawn(self.source, step)
         return self.read(*self.share(step))
+
+    def _drawn(self, stream: Stream, step: int) -> Samples | ConfigError:
+        """The next images of this process's own stream; the keys, which decide crops and masks, are those of the step."""
+        count, worker = self.config.train.batch_size // self.world, get_worker_info()
+        number, each = (0, 1) if worker is None else (worker.id, worker.num_workers)
+        part, parts = self.rank * each + number, self.world * each
+        keys = hash_integers(self.config.train.seed, step, np.arange(self.rank * count, (self.rank + 1) * count))
+        try:
+            images, damage = stream.draw(count, seed=int(hash_integers(self.config.train.seed, step)), part=part, parts=parts)
+        except ConfigError as error:
+            return error
+        views = self._views(images, keys)
+        nobody = np.full(count, -1)
+        return Samples(torch.stack(views), torch.from_numpy(np.stack([keys, nobody, nobody])), np.zeros(count, bool), damage)
 
     def read(self, ids: np.ndarray, keys: np.ndarray) -> Samples | ConfigError:
         """The images of those ids (B,) int64, cropped and mirrored as their keys (B,) int64 say."""
@@ -111,6 +128,9 @@ def train_batches(
     if config.train.batch_size % (world * accumulate):
         raise ConfigError(f"train.batch_size {config.train.batch_size} is not a multiple of ranks x accumulate = {world} x {accumulate}")
     steps = TrainSteps(source, config, rank, world, transform)
+    readers = world * max(config.data.workers, 1)
+    if isinstance(source, Stream) and len(source.shards) < readers:
+        raise ConfigError(f"{len(source.shards)} shards cannot be shared by {readers} reading processes: lower data.workers or the ranks")
     if config.data.cache == "none" or transform is not None:
         samples = _stream(steps, range(first_step, FOREVER), config, device)
     else:
@@ -126,6 +146,8 @@ def evaluation_batches(
 
     A rank gets every world-th batch. Damaged images are replaced as in training, labels too.
     """
+    if isinstance(source, Stream) and len(source) > KEPT:
+        raise ConfigError("data.name=stream gives no image by its number, and this needs all of them: choose data.name=shards")
     items = EvaluationBatches(source, config, batch_size)
     numbers = range(rank, -(-len(source) // batch_size), world)
     return (batches[0] for batches in _on_device(_stream(items, numbers, config, device), 1, device))

@@ -33,10 +33,7 @@ def fetch(path: str, cache: Path) -> tuple[Path, list[str]]:
     and, naming all, for shards that do not come.
     """
     parts = urlsplit(path)
-    if parts.scheme not in ("http", "https") or not parts.netloc:
-        raise ConfigError(
-            f"data.path {public(path)} cannot be read: give a folder or a URL with http:// or https:// (no pipe:, no s3:, no commands)"
-        )
+    _check_scheme(path)
     where = cache / re.sub(r"[^\w.-]", "_", parts.netloc.rpartition("@")[2])
     listed = parts.path.endswith((".json", ".txt"))
     places = _listed(path, where) if listed else _expanded(path)
@@ -45,6 +42,20 @@ def fetch(path: str, cache: Path) -> tuple[Path, list[str]]:
     files = {place: where / place.lstrip("/") for place in places}
     _bring({_url(path, place): file for place, file in files.items()}, root, public(path) or path)
     return root, sorted(file.relative_to(root).as_posix() for file in files.values())
+
+
+def urls_of(path: str) -> list[str]:
+    """The URLs of the shards that a pattern with braces means; nothing is asked for. Raises ConfigError for another kind of URL."""
+    _check_scheme(path)
+    return [_url(path, place) for place in _expanded(path)]
+
+
+def _check_scheme(path: str) -> None:
+    parts = urlsplit(path)
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise ConfigError(
+            f"data.path {public(path)} cannot be read: give a folder or a URL with http:// or https:// (no pipe:, no s3:, no commands)"
+        )
 
 
 def _expanded(path: str) -> list[str]:

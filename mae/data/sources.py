@@ -24,6 +24,7 @@ OPENERS = {
     "shapes": ("shapes", "open_shapes"),
     "folder": ("folder", "open_folder"),
     "shards": ("shards", "open_shards"),
+    "stream": ("stream", "open_stream_of_shards"),
     "arrays": ("arrays", "open_arrays"),
     "cifar10": ("torchvision_sets", "open_cifar10"),
     "cifar100": ("torchvision_sets", "open_cifar100"),
@@ -166,8 +167,8 @@ def open_parts(data: Data) -> Opened:
         raise ConfigError(
             f"data.channels {data.channels} is not possible for {data.name}: choose 1 (grey) or 3 (RGB), or data.name=arrays for others"
         )
-    if data.length is not None and data.name not in ("shapes", "dsprites"):
-        raise ConfigError(f"data.length={data.length} is for shapes and dsprites: leave it out for {data.name}")
+    if data.length is not None and data.name not in ("shapes", "dsprites", "stream"):
+        raise ConfigError(f"data.length={data.length} is for shapes, dsprites and stream: leave it out for {data.name}")
     module, function = OPENERS[data.name]  # imported here, not above: they build on the types of this module
     opened: Opened = getattr(importlib.import_module(f"mae.data.{module}"), function)(data)
     return opened
