@@ -51,8 +51,6 @@ def palette(transparent=False):
         (encoded(plain("RGB", RED), "JPEG", quality=95), RED, 3),
         (encoded(plain("RGB", RED), "WEBP", lossless=True), RED, 0),
         (encoded(plain("RGB", RED), "TIFF"), RED, 0),
-        (encoded(plain("RGB", RED), "BMP"), RED, 0),
-        (encoded(plain("RGB", RED), "GIF"), RED, 0),
         (encoded(plain("L", 90), "PNG"), (90, 90, 90), 0),
         (encoded(plain("1", 1), "PNG"), (255, 255, 255), 0),
         (palette(), RED, 0),
@@ -97,11 +95,13 @@ def test_images_are_turned_upright(orientation):
         (encoded(plain("RGB", RED), "JPEG")[:-40], "(?i)truncated"),
         (encoded(plain("RGB", RED), "PNG")[:40], "header"),
         (encoded(plain("RGB", RED), "PPM"), "no JPEG"),
+        (encoded(plain("RGB", RED), "BMP"), "no JPEG"),
+        (encoded(plain("RGB", RED), "GIF"), "no JPEG"),
         (encoded(plain("F", 0.5), "TIFF"), "32-bit"),
         (png16(np.zeros((1, 1), np.uint16), claimed=(60000, 60000)), "pixels"),
         (encoded(Image.new("1", (12000, 9000)), "PNG"), "pixels are more than"),
     ],
-    ids=["empty", "text", "cut_jpeg", "cut_png", "other_format", "float", "bomb", "large"],
+    ids=["empty", "text", "cut_jpeg", "cut_png", "ppm", "bmp", "gif", "float", "bomb", "large"],
 )
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_what_cannot_be_read_is_named(content, reason):

@@ -1,9 +1,9 @@
 """Image bytes -> (H, W, C) uint8 by Pillow: one conversion for every kind of image, and refusal of what cannot be read.
 
-The content decides the format, not the name. The first frame is taken, turned upright as its EXIF orientation says;
-16-bit grey is scaled (65535 -> 255), never clipped; transparent pixels are laid over white; CMYK, palettes, YCbCr and
-1-bit images become RGB. channels=1 is ITU-R 601 luma. Colour profiles are not applied. 32-bit pixels have no fixed
-range and are refused.
+The content decides the format, JPEG, PNG, WebP or TIFF, not the name. The first frame is taken, turned upright as its EXIF
+orientation says where that can be read; 16 bits are scaled (65535 -> 255), never clipped; transparent pixels are laid over white;
+CMYK, palettes, YCbCr and 1-bit images become RGB. channels=1 is ITU-R 601 luma. Colour profiles are not applied. 32-bit pixels have
+no fixed range and are refused (data.name=arrays keeps them).
 """
 
 import io
@@ -16,8 +16,8 @@ from PIL import Image, ImageOps
 from mae.data import jpeg
 from mae.errors import ConfigError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
+FORMATS = ("JPEG", "PNG", "WEBP", "TIFF")  # each decoder more is one more that hostile bytes may reach
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff")
 MAX_PIXELS = 89_478_485  # Pillow's own line between a picture and a decompression bomb: a quarter of a gigabyte as RGB
 
 warnings.filterwarnings("ignore", "Corrupt EXIF data", UserWarning)  # ImageNet has some; the pixels are unharmed
@@ -43,7 +43,7 @@ def decode(content: bytes, *, channels: int, name: str) -> np.ndarray:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
         if image.width * image.height > MAX_PIXELS:  # from the header, before anything is unpacked
             raise DamagedImage(name, f"{image.width} x {image.height} pixels are more than {MAX_PIXELS:,}")
-        ImageOps.exif_transpose(image, in_place=True)
+        _turn_upright(image)
         pixels = np.asarray(_eight_bits(image).convert("L" if channels == 1 else "RGB"))
     except (DamagedImage, MemoryError):
         raise
@@ -86,13 +86,22 @@ def _reason(content: bytes, error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
+def _turn_upright(image: Image.Image) -> None:
+    """By its EXIF or XMP orientation; where that is damaged the image, whose pixels may be sound, stays as it is."""
+    try:
+        image.getexif()
+    except Exception:  # a dozen kinds again
+        return
+    ImageOps.exif_transpose(image, in_place=True)
+
+
 def _eight_bits(image: Image.Image) -> Image.Image:
     """An opaque image of 8-bit channels."""
-    if image.mode.startswith("I;16"):
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG"):  # older Pillow's name for 16 bits in a PNG
         wide = np.asarray(image).astype(np.uint32)
         return Image.fromarray(((wide + 128) // 257).astype(np.uint8))  # 65535 = 255 * 257
     if image.mode in ("I", "F"):
-        raise ValueError("32-bit pixels have no fixed range: convert them to 8 or 16 bits")
+        raise ValueError("32-bit pixels have no fixed range: convert them to 8 or 16 bits, or choose data.name=arrays")
     if image.has_transparency_data:
         image = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
