@@ -5,6 +5,7 @@ import sys
 
 TOOLS = {
     "doctor": "check whether a run could start, and predict its time, memory and cost",
+    "data": "look at the images that a run would be trained on",
     "pretrain": "pretrain an encoder without labels",
     "linear_probe": "train a linear classifier on a frozen encoder",
     "finetune": "train a classifier from an encoder, all weights",

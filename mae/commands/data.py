@@ -1,0 +1,217 @@
+"""The story of `mae data`: what will be trained on, seen before anything is trained."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from mae import config
+from mae.commands import door, options
+from mae.commands.units import size
+from mae.config import Config
+from mae.data.sources import Source, Splits, open_splits
+from mae.errors import ConfigError
+
+USAGE = """
+usage: mae data [FILE.yaml ...] [section.key=value ...] [--images N] [--out DIR]
+
+Shows what pretrain.py with the same words would train on: how many images, of which sizes, kinds and classes, which cannot be read, and
+whether the loader keeps up with the model on this machine. Looks into N images (2000), evenly drawn. Writes into DIR (data-NAME):
+
+  contact_sheet.png   some images, two crops of each as two epochs give them, and what the model sees of the first
+  data.json           the figures, and every image that cannot be read
+"""
+LOOKED_AT = 2000  # images
+PICTURED = 8
+SECONDS = 4.0  # the loader and the model are timed for so long each
+BARS = 12  # classes shown one by one
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Entry point; returns the exit code."""
+    return door.enter(_story, USAGE, words, keys=False)
+
+
+def _story(words: list[str]) -> None:
+    out, words = _out(words)
+    _, numbers, words = options.pick(words, (), {"images": LOOKED_AT})
+    arguments, words = config.split_words(words)
+    if arguments:
+        raise ConfigError(f"{arguments[0]!r} is neither a .yaml file nor an override: write section.key=value")
+    cfg = config.load(words)
+    splits = open_splits(cfg.data)
+    folder = Path(out or f"data-{cfg.data.name}")
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"{folder} is a file: choose another --out")
+
+    counts = {name: len(split) for name, split in zip(splits._fields, splits, strict=True) if split is not None}
+    print(f"{cfg.data.name}: " + ", ".join(f"{n:,} {name}" for name, n in counts.items()) + " images")
+    figures: dict[str, Any] = {"images": counts, "fingerprint": splits.train.fingerprint}
+    figures |= _seen(splits.train, numbers["images"] or LOOKED_AT, max(cfg.data.workers, 1))
+    figures["classes"] = _balance(splits)
+    folder.mkdir(parents=True, exist_ok=True)
+    sheet = _sheet(cfg, splits, folder / "contact_sheet.png")
+    figures["images_per_second"] = _pace(cfg, splits)
+    (folder / "data.json").write_text(json.dumps(figures, indent=1))
+    print(f"\n{sheet}, {folder / 'data.json'}")
+
+
+def _out(words: list[str]) -> tuple[str | None, list[str]]:
+    """The value of --out, and the other words."""
+    mine = [i for i, word in enumerate(words) if word == "--out" or word.startswith("--out=")]
+    if not mine:
+        return None, words
+    at = mine[0]
+    upto = at + (1 if "=" in words[at] else 2)
+    found, _ = options.take(words[at:upto], "out")
+    return found["out"], [*words[:at], *words[upto:]]
+
+
+def _seen(source: Source, limit: int, threads: int) -> dict[str, Any]:
+    """Sizes, kinds and damage of the images, or of some drawn evenly."""
+    from mae.data import survey
+    from mae.data.decode import DamagedImage
+
+    ids = np.unique(np.linspace(0, len(source) - 1, min(limit, len(source))).round().astype(np.int64))
+    looks, damaged = [], []
+    for look in tqdm(survey.survey(source, ids, threads=threads), total=len(ids), unit="image", desc="looking", disable=None, leave=False):
+        (damaged if isinstance(look, DamagedImage) else looks).append(look)
+    what = f"all {len(ids):,}" if len(ids) == len(source) else f"{len(ids):,} of them, evenly drawn"
+    print(f"  looked at    {what}")
+    print(f"  unreadable   {len(damaged):,}" + "".join(f"\n    {d}" for d in damaged[:10]) + ("\n    ..." if len(damaged) > 10 else ""))
+    if not looks:
+        raise ConfigError(f"none of {len(ids)} images can be read: check data.path")
+    sides = np.array([look.size for look in looks])
+    print(f"  height       {survey.percentiles(sides[:, 0])} pixels (least / median / most)")
+    print(f"  width        {survey.percentiles(sides[:, 1])} pixels")
+    print(f"  kind         {survey.kinds(looks)}")
+    sizes = [look.content for look in looks if look.content is not None]
+    if sizes:
+        print(f"  files        {np.mean(sizes) / 1024:,.0f} KiB each on average, about {size(np.mean(sizes) * len(source))} in all")
+    return {
+        "looked_at": len(ids),
+        "unreadable": [[d.name, d.reason] for d in damaged],
+        "height": np.quantile(sides[:, 0], [0, 0.05, 0.5, 0.95, 1]).tolist(),
+        "width": np.quantile(sides[:, 1], [0, 0.05, 0.5, 0.95, 1]).tolist(),
+        "kinds": {kind: sum(look.kind == kind for look in looks) for kind in sorted({look.kind for look in looks})},
+    }
+
+
+def _balance(splits: Splits) -> dict[str, int]:
+    """How many training images each class has."""
+    labels, names = splits.train.labels, splits.train.classes
+    if labels is None or names is None:
+        print("  classes      none: the images are not labelled")
+        return {}
+    counts = np.bincount(labels[labels >= 0], minlength=len(names))
+    rare, common = counts.argmin(), counts.argmax()
+    summary = f"{len(names)}, from {counts[rare]:,} images ({names[rare]}) to {counts[common]:,} ({names[common]})"
+    print(f"  classes      {summary}; naming the commonest is right {100 * counts.max() / max(counts.sum(), 1):.1f}% of the time")
+    for number in range(len(names) if len(names) <= BARS else 0):
+        print(f"    {names[number][:24]:<24} {counts[number]:>9,} {'#' * round(30 * counts[number] / counts.max())}")
+    return {name: int(count) for name, count in zip(names, counts, strict=True)}
+
+
+def _sheet(cfg: Config, splits: Splits, file: Path) -> Path:
+    """Draws the contact sheet: a row an image as evaluation sees it, two epochs' crops, and what the model sees of the first."""
+    import torch
+    from PIL import Image
+
+    from mae.data.batch import normalise
+    from mae.data.loader import TrainSteps, evaluation_batches
+    from mae.data.sources import Subset
+    from mae.evaluation import canvas, drawing
+    from mae.methods.build import build
+    from mae.nets import vit
+    from mae.nets.keyed import hash_integers
+
+    cpu = torch.device("cpu")
+    ids = np.unique(np.linspace(0, len(splits.train) - 1, PICTURED).round().astype(np.int64))
+    (whole,) = evaluation_batches(Subset(splits.train, ids), cfg, batch_size=len(ids), device=cpu)
+    steps = TrainSteps(splits.train, cfg, 0, 1, None)
+    rows = [("whole", canvas.colours(normalise(whole.images, cfg.data), cfg))]
+    crops = []
+    for epoch in range(2):
+        keys = hash_integers(cfg.train.seed, epoch, ids)
+        crops.append((normalise(steps.read(ids, keys).images, cfg.data), torch.from_numpy(keys)))
+        rows.append((f"epoch {epoch + 1}", canvas.colours(crops[-1][0], cfg)))
+    method = build(cfg)
+    if hasattr(method, "predict"):
+        images, keys = crops[0]
+        with torch.no_grad():
+            _, hidden = method.predict(images, keys=keys)
+        patch, grid = method.encoder.patch_embed.patch_size, method.encoder.patch_embed.grid_size
+        seen = vit.patchify(torch.from_numpy(rows[1][1]).permute(0, 3, 1, 2), patch)
+        seen[hidden] = 0.5
+        rows.append(("seen", vit.unpatchify(seen, grid, patch).permute(0, 2, 3, 1).numpy()))
+    Image.fromarray(drawing.image_rows(rows)).save(file)
+    return file
+
+
+def _pace(cfg: Config, splits: Splits) -> dict[str, float]:
+    """Images a second that the loader gives and that the model takes, here."""
+    import torch
+
+    from mae.data.loader import train_batches
+    from mae.training import distributed
+
+    with distributed.start(cfg.train.device, cfg.train.timeout) as ranks:
+        batches = train_batches(splits.train, cfg, first_step=0, device=ranks.device)
+        batch = next(batches)[0]
+        loader = _timed(lambda: next(batches), cfg.train.batch_size, ranks.device)
+        batches.close()
+        torch.manual_seed(cfg.train.seed)
+        model = _model_pace(cfg, batch, ranks.device)
+    verdict = "it keeps up" if loader > 1.2 * model else "it holds the model up: more data.workers, data.cache=ram, or `mae shard --resize`"
+    print(f"  loader       {loader:,.0f} images/s with data.workers={cfg.data.workers}, data.cache={cfg.data.cache}")
+    print(f"  model        {model:,.0f} images/s on {ranks.device}: {verdict}")
+    return {"loader": loader, "model": model}
+
+
+def _model_pace(cfg: Config, batch: Any, device: Any) -> float:
+    """Images a second of whole training steps on one batch."""
+    import contextlib
+
+    import torch
+
+    from mae.data.batch import normalise
+    from mae.methods.build import build
+    from mae.nets.vit import choose_attention
+    from mae.training import optim, precision
+    from mae.training.loop import DTYPES
+
+    model = build(cfg).to(device)
+    choose_attention(model, device)
+    if not model.learns:
+        return float("inf")
+    optimizer = optim.create(model, cfg.optim)
+    kind = precision.choose(cfg.train.precision, device)
+
+    def step() -> None:
+        with torch.autocast(device.type, DTYPES[kind]) if kind != "fp32" else contextlib.nullcontext():
+            model(normalise(batch.images, cfg.data), keys=batch.keys).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    step()
+    return _timed(step, len(batch.images), device)
+
+
+def _timed(act: Any, images: int, device: Any) -> float:
+    """Images a second of an act that handles so many, repeated for a while."""
+    import torch
+
+    def now() -> float:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return time.perf_counter()
+
+    began, count = now(), 0
+    while (passed := now() - began) < SECONDS or not count:
+        act()
+        count += 1
+    return images * count / passed

@@ -1,0 +1,76 @@
+"""What lies in a source: sizes, kinds and damage, by looking at its images one by one."""
+
+import io
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from mae.data.decode import DamagedImage
+from mae.data.sources import Source, Subset
+
+
+class Look(NamedTuple):
+    """What was seen of one image."""
+
+    size: tuple[int, int]  # height, width in pixels, as it is read
+    kind: str  # 'JPEG RGB', '8-bit, 1 channel'
+    content: int | None  # bytes of its file
+
+
+def survey(source: Source, ids: np.ndarray, *, threads: int) -> Iterator[Look | DamagedImage]:
+    """Reads the images of those ids (M,) int64, in their order, as training would."""
+
+    def look(index: int) -> Look | DamagedImage:
+        try:
+            return _look(source, index)
+        except DamagedImage as error:
+            return DamagedImage(error.name, error.reason)  # without its traceback and what hangs on it
+
+    with ThreadPoolExecutor(max(threads, 1)) as pool:  # decoders let other threads run
+        yield from pool.map(look, ids.tolist())
+
+
+def _look(source: Source, index: int) -> Look:
+    pixels = source.read(index)
+    content = _content(source, index)
+    return Look(pixels.shape[:2], _kind(content) or _numbers(pixels), None if content is None else len(content))
+
+
+def _kind(content: bytes | None) -> str | None:
+    """Format and mode of an image file, as Pillow names them; None for what is none."""
+    try:
+        with Image.open(io.BytesIO(content or b"")) as image:
+            return f"{image.format} {image.mode}"
+    except Image.UnidentifiedImageError:
+        return None
+
+
+def _numbers(pixels: np.ndarray) -> str:
+    depth = f"{8 * pixels.dtype.itemsize}-bit" if pixels.dtype.kind == "u" else str(pixels.dtype)
+    return f"{depth}, {pixels.shape[2]} channel{'s' * (pixels.shape[2] > 1)}"
+
+
+def _content(source: Source, index: int) -> bytes | None:
+    """The image's file, where the source reads image files."""
+    while isinstance(source, Subset):
+        source, index = source.source, int(source.positions[index])
+    return source.content(index) if hasattr(source, "content") else None
+
+
+def percentiles(values: np.ndarray) -> str:
+    """'156 / 375 / 1,600': least, median and most."""
+    return " / ".join(f"{round(v):,}" for v in (values.min(), np.median(values), values.max()))
+
+
+def kinds(looks: list[Look]) -> str:
+    """'JPEG RGB 98%, JPEG L 2%', the commonest first."""
+    counted = Counter(look.kind for look in looks).most_common()
+    return ", ".join(f"{kind} {_share(count, len(looks))}" for kind, count in counted[:5]) + (", ..." if len(counted) > 5 else "")
+
+
+def _share(count: int, of: int) -> str:
+    return "" if count == of else f"{100 * count / of:.1f}%" if count * 50 < of else f"{100 * count / of:.0f}%"

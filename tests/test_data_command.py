@@ -1,0 +1,54 @@
+"""`mae data` counts what is there, names what is damaged, and draws what training will see."""
+
+import io
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from mae.commands import data
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Twelve images of two classes and three kinds, one of them damaged."""
+    generator = np.random.default_rng(0)
+    for number in range(12):
+        kind = ("JPEG", "RGB") if number % 3 else ("PNG", "LA") if number else ("PNG", "L")
+        pixels = generator.integers(0, 255, (20 + number, 30, 3), dtype=np.uint8)
+        stream = io.BytesIO()
+        Image.fromarray(pixels).convert(kind[1]).save(stream, kind[0])
+        name = tmp_path / "images" / ("cat" if number < 9 else "dog") / f"{number:02}.{kind[0].lower()}"
+        name.parent.mkdir(parents=True, exist_ok=True)
+        name.write_bytes(stream.getvalue() if number != 4 else b"no image")
+    return tmp_path / "images"
+
+
+def test_it_shows_what_will_be_trained_on(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(data, "SECONDS", 0.01)
+    words = ["configs/data/folder.yaml", f"data.path={folder}", "data.image_size=16", "data.workers=0", "train.batch_size=4"]
+    words += ["encoder.name=vit_tiny_patch16_224", "encoder.patch_size=4", "encoder.depth=1", "data.damage=0.5", "data.crop_scale=[0.5,1]"]
+    assert data.main([*words, "--out", str(tmp_path / "seen")]) == 0
+    shown = capsys.readouterr().out
+    figures = json.loads((tmp_path / "seen" / "data.json").read_text())
+    everything = sum(figures["images"].values())
+    assert everything == 12
+    seen = figures["images"]["train"]
+    assert sum(figures["kinds"].values()) + len(figures["unreadable"]) == seen == figures["looked_at"]
+    assert set(figures["kinds"]) <= {"JPEG RGB", "PNG LA", "PNG L"}
+    assert all(name.endswith("04.jpeg") for name, _ in figures["unreadable"])
+    assert sum(figures["classes"].values()) == seen
+    assert f"{seen} train" in shown
+    assert "images/s" in shown
+    with Image.open(tmp_path / "seen" / "contact_sheet.png") as sheet:
+        assert np.asarray(sheet).std() > 10
+        assert sheet.width > sheet.height
+
+
+def test_bad_input_is_one_sentence_and_makes_nothing(folder, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for words, said in ((["nonsense"], "neither a .yaml file"), (["--images", "0"], "whole number"), (["data.nmae=x"], "did you mean")):
+        assert data.main(words) == 2
+        assert said in capsys.readouterr().err
+    assert [p.name for p in tmp_path.iterdir()] == ["images"]
