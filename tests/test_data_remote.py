@@ -288,3 +288,17 @@ def test_secrets_of_a_url_are_sent_and_never_shown(server, tmp_path, caplog):
         shown += str(caught.value)
     assert host in shown
     assert not re.search("tokentoken|pa%73sword|password|bWU6", shown)
+
+
+def test_processes_of_a_machine_fetch_a_file_once(server, tmp_path):
+    content = np.random.default_rng(0).bytes(200_000)
+    (server.root / "a.bin").write_bytes(content)
+    server.faults["/a.bin"] = ["drop", "stall"]
+    threads = [threading.Thread(target=download, args=(f"{server.url}/a.bin", tmp_path / "a.bin", lambda file: None)) for _ in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (tmp_path / "a.bin").read_bytes() == content
+    assert [file.name for file in tmp_path.glob("a.bin*")] == ["a.bin"]
+    assert len(server.asked) == 4  # two faults, the rest, the confirmation

@@ -13,9 +13,7 @@ from mae.commands import door, encoders, options
 from mae.commands.whole import whole_or_not
 from mae.config import Config
 from mae.data.decode import DamagedImage
-from mae.data.folder import open_folder
-from mae.data.shards import open_shards
-from mae.data.sources import Source, Subset
+from mae.data.sources import Source, Subset, open_parts
 from mae.data.write import keys_of
 from mae.errors import ConfigError
 from mae.training.run import RunFolder
@@ -86,13 +84,13 @@ def _configure(words: list[str]) -> tuple[RunFolder, Path, Config]:
     if target.resolve().is_relative_to(source.resolve()):
         raise ConfigError(f"{target} lies inside {source}, whose images it would join: choose a folder elsewhere")
     cfg = config.load(words, base=folder.config())
-    name = "shards" if next(source.rglob("*.tar"), None) else "folder"
+    name = cfg.data.name if cfg.data.name == "arrays" else "shards" if next(source.rglob("*.tar"), None) else "folder"
     return folder, target, dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, name=name, path=str(source), cache="none"))
 
 
 def sources_of(cfg: Config) -> dict[str, Source]:
     """All images of `data.path`, by the splits that lie there; a share that only a training run would hold out is no split."""
-    train, validation, test = (open_shards if cfg.data.name == "shards" else open_folder)(cfg.data)
+    train, validation, test = open_parts(cfg.data)
     if isinstance(train, Subset):
         return {"latents": train.source}
     return {name: part for name, part in (("train", train), ("validation", validation), ("test", test)) if part is not None}
