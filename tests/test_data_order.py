@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mae.data.order import global_batch, permute, rank_share
+from mae.data.order import BLOCK, WINDOW, global_batch, permute, permute_blocks, rank_share
 from mae.nets.keyed import hash_integers
 
 
@@ -58,3 +58,62 @@ def test_ranks_share_the_global_batch_in_order(length, per_rank, world, seed, st
     shares = [rank_share(step, batch_size=size, length=length, seed=seed, rank=r, world=world) for r in range(world)]
     assert np.array_equal(np.concatenate([s[0] for s in shares]), ids)
     assert np.array_equal(np.concatenate([s[1] for s in shares]), hash_integers(seed, epochs, ids))
+
+
+@settings(max_examples=150, deadline=None)
+@given(length=st.integers(1, 4000), block=st.integers(1, 300), window=st.integers(1, 20), key=st.integers(-(2**63), 2**63 - 1))
+def test_a_block_shuffle_is_a_bijection(length, block, window, key):
+    order = permute_blocks(np.arange(length), length, np.full(length, key), block=block, window=window)
+    assert np.array_equal(np.sort(order), np.arange(length))
+
+
+def test_a_block_shuffle_reads_few_shards_at_a_time_and_other_neighbours_each_epoch():
+    length = 200_000
+    orders = [permute_blocks(np.arange(length), length, np.full(length, key)) for key in (1, 2)]
+    positions = [np.argsort(order) for order in orders]
+    apart = [np.abs(np.diff(place)) for place in positions]
+    for distance in apart:
+        assert (distance < BLOCK * WINDOW).mean() > 0.995  # but where a block begins
+        assert distance.mean() > BLOCK * WINDOW / 4
+    assert abs(np.corrcoef(*orders)[0, 1]) < 0.2
+    assert abs(np.corrcoef(*apart)[0, 1]) < 5 / length**0.5
+    windows = orders[0][: length // (BLOCK * WINDOW) * BLOCK * WINDOW].reshape(-1, BLOCK * WINDOW)
+    assert max(len(np.unique(window // BLOCK)) for window in windows) <= 2 * WINDOW + 2
+    assert len(np.unique(orders[0][:1024] // BLOCK)) > WINDOW
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 25), min_size=1, max_size=6).filter(sum),
+    world=st.integers(1, 4),
+    workers=st.integers(1, 4),
+    per_rank=st.integers(1, 12),
+    resume=st.integers(0, 12),
+    later=st.integers(1, 4),
+    shuffle=st.sampled_from(["full", "blocks"]),
+    seed=st.integers(0, 2**31),
+)
+def test_every_image_of_every_shard_is_seen_exactly_once_an_epoch(sizes, world, workers, per_rank, resume, later, shuffle, seed):
+    shards, places = np.repeat(np.arange(len(sizes)), sizes), np.concatenate([np.arange(size) for size in sizes])
+    length = len(shards)
+    size = world * later * max(per_rank, length // (6 * world * later))  # both numbers of ranks divide it; not too many steps
+    steps = max(-(-2 * length // size), resume + 1)
+
+    def read(first, last, world):
+        """What the workers of all ranks read of these steps, joined in the order of the steps."""
+        rows = {}
+        for rank in range(world):
+            for worker in range(workers):
+                for step in range(first + worker, last, workers):
+                    part = rank_share(step, batch_size=size, length=length, seed=seed, rank=rank, world=world, shuffle=shuffle)
+                    rows[step, rank] = part
+        return [row for _, row in sorted(rows.items())]
+
+    rows = read(0, resume, world) + read(resume, steps, later)  # stopped, and gone on with another number of ranks
+    ids, keys = (np.concatenate(parts) for parts in zip(*rows, strict=True))
+    assert len(ids) == steps * size
+    for epoch in range(len(ids) // length):
+        part = slice(epoch * length, (epoch + 1) * length)
+        seen = list(zip(shards[ids[part]], places[ids[part]], strict=True))
+        assert sorted(seen) == sorted(zip(shards, places, strict=True))
+        assert np.array_equal(keys[part], hash_integers(seed, epoch, ids[part]))
