@@ -179,7 +179,7 @@ def _train(
     progress = resume()
     begun_at, begun_with = progress.step, progress.seconds
     console = Console(plan, progress.step, progress.seconds, first=ranks.first)
-    alarms = Alarms(folder, tracker, progress.seconds) if tracker is not None else None
+    alarms = Alarms(folder, tracker, progress.seconds, goes_back=config.train.spike is not None) if tracker is not None else None
 
     def write(row: dict[str, Any]) -> None:
         if tracker is not None:

@@ -19,8 +19,9 @@ WAIT, LONG_SECONDS = 0.2, 60.0  # share of the time spent waiting for data, and 
 class Alarms:
     """Looks at the rows of metrics.jsonl as they come; what the folder's rows have told is not told again."""
 
-    def __init__(self, folder: RunFolder, tracker: Tracker, seconds: float) -> None:
-        self.folder, self.tracker = folder, tracker
+    def __init__(self, folder: RunFolder, tracker: Tracker, seconds: float, *, goes_back: bool) -> None:
+        """`goes_back`: a loss spike is answered, and told, by who goes back."""
+        self.folder, self.tracker, self.goes_back = folder, tracker, goes_back
         self.told = {row["alarm"] for row in folder.rows() if "alarm" in row}
         self.seconds, self.waiting = seconds, 0.0  # of training so far; of those with too much waiting, up to now
 
@@ -35,12 +36,8 @@ class Alarms:
                 f"by step {step} a loss or gradient was not finite and {row['skipped_updates']} updates were skipped",
                 step,
             )
-        if row["loss_excess"] > SPIKE:
-            self.say(
-                "loss spike",
-                f"the loss leapt and is {row['loss']:.4g} at step {step}; train.spike={SPIKE:g} would go back on its own",
-                step,
-            )
+        if row["loss_excess"] > SPIKE and not self.goes_back:
+            self.say("loss spike", f"the loss leapt and is {row['loss']:.4g} at step {step}; train.spike={SPIKE:g} would go back", step)
         if self.waiting > LONG_SECONDS:
             self.say(
                 "data wait", f"{row['data_wait']:.0%} of the time goes into waiting for images (step {step}): raise data.workers", step

@@ -46,16 +46,18 @@ def go_back(spike: LossSpike, progress: Progress, saver: Saver, resume: Callable
     Chowdhery et al., PaLM, arXiv:2204.02311, section 5.1: spikes come from a state meeting certain batches; from an earlier checkpoint, and
     without the batches around the spike, they did not come again.
     """
-    if progress.roll_backs == watch.MOST_ROLL_BACKS:
-        raise watch.beyond_help(spike)
     saver.wait()
     if saver.find(spike.calm_until) is None:
         raise LossSpike(f"{spike}, and no checkpoint from before it is left: raise run.keep", calm_until=spike.calm_until)
     earlier = resume(spike.calm_until)
+    times = progress.roll_backs + 1 if progress.back_to == earlier.step else 1
+    if times > watch.MOST_ROLL_BACKS:
+        raise watch.beyond_help(spike)
     saver.forget_after(earlier.step)
     left_out = progress.batch - earlier.batch
     earlier.passed_over += left_out
-    earlier.roll_backs, earlier.seconds, earlier.replaced = progress.roll_backs + 1, progress.seconds, progress.replaced
+    earlier.back_to, earlier.roll_backs = earlier.step, times
+    earlier.seconds, earlier.replaced = progress.seconds, progress.replaced
     if alarms is not None:
         sentence = f"{spike}: training goes on from step {earlier.step} without the {left_out} batches that followed it"
         alarms.tell("loss spike", sentence, earlier.step)

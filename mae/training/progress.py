@@ -12,7 +12,8 @@ class Progress:
     replaced: int = 0  # damaged images that this rank replaced
     skipped: int = 0  # updates that were not made, because a loss or a gradient was not finite
     skipped_in_a_row: int = 0  # of these, the last ones without one that was made between them
-    roll_backs: int = 0  # times that a loss spike was answered by going back
+    back_to: int = 0  # step of the checkpoint to which a loss spike sent the run back last
+    roll_backs: int = 0  # times that it did, to that one
     passed_over: int = 0  # global batches that a roll-back left out: step s takes batch s + passed_over
     losses: list[float] = field(default_factory=list)  # the latest that were logged, to know a spike by
 

@@ -12,6 +12,7 @@ import queue
 import secrets
 import signal
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -120,9 +121,10 @@ class Tracker:
             return
         self._do(lambda: self.run.finish(exit_code=exit_code))
         self.mode = "off"
+        deadline = time.monotonic() + within
         with contextlib.suppress(queue.Full):
             self._waiting.put(None, timeout=within)
-        self._thread.join(within)
+        self._thread.join(max(deadline - time.monotonic(), 0))
         if self._thread.is_alive():
             log.warning("W&B has not taken everything within %g s: `wandb sync` sends what is on disk, metrics.jsonl has it all", within)
             self.given_up = True
@@ -138,8 +140,8 @@ class Tracker:
                 self._say("W&B does not keep up: what comes now is in metrics.jsonl alone")
 
     def _work(self) -> None:
-        """The thread: one thing after the other, until it is told that there is no more."""
-        while (action := self._waiting.get()) is not None:
+        """The thread: one thing after the other, until it is told that there is no more, or nobody waits for it any more."""
+        while (action := self._waiting.get()) is not None and not self.given_up:
             self._try(action)
         if self._said:  # now, and not when the process ends, where it would raise again
             with contextlib.suppress(Exception):

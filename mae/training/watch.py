@@ -23,7 +23,7 @@ from mae.training.progress import Progress
 
 LATEST, FEWEST, KEPT = 3, 16, 64  # logged losses: that make a spike, that must be known before it, that are kept
 SPIKE = 10.0  # robust deviations above the median from where on a run is said to have a spike
-MOST_ROLL_BACKS = 3
+MOST_ROLL_BACKS = 3  # to one checkpoint
 
 
 class Guard:
