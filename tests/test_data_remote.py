@@ -5,6 +5,8 @@ import json
 import random
 import re
 import socket
+import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -288,6 +290,37 @@ def test_secrets_of_a_url_are_sent_and_never_shown(server, tmp_path, caplog):
         shown += str(caught.value)
     assert host in shown
     assert not re.search("tokentoken|pa%73sword|password|bWU6", shown)
+
+
+@pytest.mark.slow
+def test_a_whole_run_keeps_the_secrets_of_its_url_to_itself(server, tmp_path):
+    shards(server, train=8)
+    url = server.url.replace("http://", "http://me:passpass@") + "/{train-{000..007},test-000}.tar?sig=tokentoken"
+    tiny = ["data.image_size=8", "encoder.patch_size=2", "encoder.embed_dim=32", "encoder.depth=1", "encoder.num_heads=2"]
+    tiny += [
+        "method.decoder_width=32",
+        "method.decoder_depth=1",
+        "method.decoder_heads=2",
+        "train.steps=2",
+        "train.batch_size=8",
+        "data.workers=0",
+    ]
+    words = [
+        "configs/data/shards.yaml",
+        f"data.path={url}",
+        *tiny,
+        "evaluate.protocols=[]",
+        "track.wandb=offline",
+        f"run.dir={tmp_path / 'run'}",
+    ]
+    done = subprocess.run([sys.executable, "pretrain.py", *words], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    written = [file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()]
+    written += [file.read_bytes() for file in (tmp_path / "cache").rglob("*") if file.is_file()]
+    assert any(server.url.removeprefix("http://").encode() in content for content in written)
+    assert not any(
+        secret in content for content in [*written, (done.stdout + done.stderr).encode()] for secret in (b"tokentoken", b"passpass")
+    )
 
 
 def test_processes_of_a_machine_fetch_a_file_once(server, tmp_path):

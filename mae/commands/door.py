@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from mae.errors import CannotSave, ConfigError, LossSpike, LostContact, NonFiniteLoss, Preempted, ReplicasDiffer
+from mae.keys import public
 
 # Exit codes: 0 done, 2 bad configuration or input, 75 stopped by a signal after saving (EX_TEMPFAIL: run it again), 1 else.
 DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 75
@@ -21,6 +22,7 @@ def enter(
     in which a run or another encoder decides nearly all of them.
     """
     words = list(sys.argv[1:] if words is None else words)
+    sys.argv[1:] = [public(word) or "" for word in sys.argv[1:]]  # W&B records them
     first = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(format="%(message)s", level=logging.INFO if first else logging.ERROR, stream=sys.stderr)
     for noisy in ("timm", "httpx", "huggingface_hub", "fsspec", "PIL", "matplotlib", "torch", "onnxscript", "onnx_ir"):
