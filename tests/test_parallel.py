@@ -1,5 +1,6 @@
 """However a run is spread over ranks, it computes the same, and its checkpoints open everywhere."""
 
+import contextlib
 import json
 import os
 import signal
@@ -20,7 +21,7 @@ from mae import config
 from mae.data.batch import normalise
 from mae.data.loader import train_batches
 from mae.data.sources import open_splits
-from mae.errors import ConfigError
+from mae.errors import ConfigError, Preempted
 from mae.keys import Run
 from mae.training import checkpoint, optim, parallel, schedule, state
 from mae.training.distributed import Ranks
@@ -39,7 +40,7 @@ LEARNING = sorted({p.stem for p in (config.configs_folder() / "methods").glob("*
 class Trained:
     """A method that was trained by the real loop under an engine, from a checkpoint if one is given."""
 
-    def __init__(self, engine, ranks, words, *, start=None, precision="fp32"):
+    def __init__(self, engine, ranks, words, *, start=None, settled=True, precision="fp32", until=None):
         self.config, self.ranks, self.rows = config.load(words), ranks, []
         splits = open_splits(self.config.data)
         method = mae.create(words)
@@ -52,34 +53,38 @@ class Trained:
         self.optimizer = optim.create(self.module, self.config.optim)
         self.average = optim.Average(self.module, self.config.train.ema) if self.config.train.ema is not None else None
         self.progress = Progress()
+        wrapped = self.spread.wrapped()
         if start is not None:
+            if settled:
+                self.spread.settle(lambda: wrapped(torch.zeros(4, 1, 8, 8), keys=torch.arange(4)).loss)
             stored, scalars = checkpoint.load(start)
             state.restore(stored, scalars, self.module, self.optimizer, self.average)
             self.progress = Progress(**scalars["progress"])
         accumulate = 1 if self.config.train.accumulate == "auto" else self.config.train.accumulate
         plan = schedule.plan(self.config, len(splits.train))
-        fit(
-            self.spread.wrapped(),
-            lambda module, batch: module(normalise(batch.images, self.config.data), keys=batch.keys),
-            train_batches(
-                splits.train,
-                self.config,
-                first_step=self.progress.step,
-                device=CPU,
-                rank=ranks.rank,
-                world=ranks.world,
-                accumulate=accumulate,
-            ),
-            optimizer=self.optimizer,
-            average=self.average,
-            scaler=torch.amp.GradScaler("cpu", enabled=precision == "fp16"),
-            plan=plan,
-            progress=self.progress,
-            config=self.config,
-            precision=precision,
-            ranks=ranks,
-            hooks=Hooks(log=self.rows.append, save=print, evaluate=print, picture=print, stop=lambda: False),
-        )
+        with contextlib.suppress(Preempted):
+            fit(
+                wrapped,
+                lambda module, batch: module(normalise(batch.images, self.config.data), keys=batch.keys),
+                train_batches(
+                    splits.train,
+                    self.config,
+                    first_step=self.progress.step,
+                    device=CPU,
+                    rank=ranks.rank,
+                    world=ranks.world,
+                    accumulate=accumulate,
+                ),
+                optimizer=self.optimizer,
+                average=self.average,
+                scaler=torch.amp.GradScaler("cpu", enabled=precision == "fp16"),
+                plan=plan,
+                progress=self.progress,
+                config=self.config,
+                precision=precision,
+                ranks=ranks,
+                hooks=Hooks(log=self.rows.append, save=print, evaluate=print, picture=print, stop=lambda: self.progress.step == until),
+            )
 
     def figures(self):
         """(2, steps) losses and gradient norms."""
@@ -195,6 +200,23 @@ def test_the_engine_follows_from_sizes(tmp_path):
     assert "less than half" in found[0].reason
     assert "take 1.64e+04 GiB, more than half" in found[1].reason
     assert "but optim.name=muon needs whole matrices" in found[2].reason
+
+
+def resumed(rank, world, folder, engine):
+    """What a run of six steps ends with: uninterrupted, resumed after three, and resumed without a settled order."""
+    ranks, words = Ranks(rank, world, CPU), [*MAE, "train.steps=6"]
+    straight = Trained(engine, ranks, words).tensors()
+    where = Trained(engine, ranks, words, until=3).save(Path(folder) / engine)
+    ways = {str(settled): Trained(engine, ranks, words, start=where, settled=settled).tensors() for settled in (True, False)}
+    return {"straight": straight, **ways}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["ddp", "fsdp"])
+def test_a_resumed_run_sums_in_the_same_order_on_three_ranks(engine, tmp_path):
+    for found in on_ranks(resumed, tmp_path, 3, str(tmp_path), engine):
+        assert same(found["straight"], found["True"])
+        assert same(found["straight"], found["False"]) == (engine == "fsdp")  # it is the settling that does it
 
 
 @pytest.mark.slow

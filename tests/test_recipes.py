@@ -14,7 +14,10 @@ from mae.training.run import default_folder
 IMAGES = 1_281_167  # of ImageNet-1k's training split
 
 
-@pytest.mark.parametrize(("size", "width", "depth", "patch"), [("base", 768, 12, 16), ("large", 1024, 24, 16), ("huge", 1280, 32, 14)])
+SIZES = [("base", 768, 12, 16), ("large", 1024, 24, 16), ("huge", 1280, 32, 14), ("giant", 1408, 40, 14)]
+
+
+@pytest.mark.parametrize(("size", "width", "depth", "patch"), SIZES)
 def test_pretraining_is_the_papers_table_8(size, width, depth, patch):
     cfg = config.load([f"configs/recipes/mae_vit_{size}_in1k.yaml", "data.path=somewhere"])
     plan = schedule.plan(cfg, IMAGES)
