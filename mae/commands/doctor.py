@@ -150,6 +150,7 @@ def _rehearsed(config: Config, folder: RunFolder, splits: "Splits", plan: "Plan"
     from mae.methods.build import build
     from mae.training import distributed, flops, parallel, precision
 
+    start = time.perf_counter() - BEGAN  # the run begins like this too
     device = distributed.device_of(config.train.device)
     chosen = precision.choose(config.train.precision, device)
     rate = flops.of_device(device, precision.DTYPES[chosen])
@@ -162,8 +163,7 @@ def _rehearsed(config: Config, folder: RunFolder, splits: "Splits", plan: "Plan"
     engine = parallel.decide(config.train.parallel, method, config.optim, average=average, world=ranks, there=there)
     _report([_device(device, chosen, rate), _data(splits), _shared_memory(config, images * parts)])
 
-    start, beside = time.perf_counter() - BEGAN, _existing(folder.path)
-    fits, half = affordable(images, cost, rate), None
+    beside, fits, half = _existing(folder.path), affordable(images, cost, rate), None
     if 1 < fits < images:  # two points of a line; the smaller one first, since the peak of memory only grows
         half = rehearse(config, splits, plan, images=fits // 2, cost=cost, rate=rate, beside=beside, evaluate=False)
     measured = rehearse(config, splits, plan, images=fits, cost=cost, rate=rate, beside=beside)
