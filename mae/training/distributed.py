@@ -12,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from mae.errors import ConfigError, LostContact
+from mae.training.rendezvous import fresh_store
 
 
 class Ranks(NamedTuple):
@@ -47,7 +48,9 @@ def start(device: str, timeout: float = 10.0) -> Iterator[Ranks]:
         # gloo beside NCCL: flags and scalars are agreed on by the CPU, without a stop of the device
         backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
         with _in_contact(timeout):
-            dist.init_process_group(backend, timeout=timedelta(minutes=timeout))
+            patience = timedelta(minutes=timeout)
+            store, rank, world = fresh_store(patience)
+            dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=patience)
             yield Ranks(dist.get_rank(), world, chosen)
     finally:
         torch.set_flush_denormal(False)
