@@ -35,7 +35,7 @@ from mae.config import Config
 from mae.data import crops
 from mae.data.batch import normalise
 from mae.data.loader import train_batches
-from mae.data.sources import Source, open_splits
+from mae.data.sources import Source, file_of, open_splits
 
 SIZE, SMALL = 224, 32  # pixels of a crop
 CPU = torch.device("cpu")
@@ -158,24 +158,18 @@ def _error(cfg: Config) -> float:
 
 def _pillow(source: Source, index: int) -> Image.Image:
     """What the textbook decodes."""
-    content = _content(source, index)
+    content = file_of(source, index)
     return Image.fromarray(source.read(index)) if content is None else Image.open(io.BytesIO(content)).convert("RGB")
-
-
-def _content(source: Source, index: int) -> bytes | None:
-    while hasattr(source, "positions"):
-        source, index = source.source, int(source.positions[index])
-    return source.content(index) if hasattr(source, "content") else None
 
 
 def _contents(cfg: Config) -> list[bytes]:
     source = open_splits(cfg.data).train
-    return [_content(source, i) for i in range(len(source))]
+    return [file_of(source, i) for i in range(len(source))]
 
 
 def _small(cfg: Config) -> list[bytes] | list[Image.Image]:
     source = open_splits(cfg.data).train
-    return [_content(source, i) or _pillow(source, i) for i in range(min(len(source), 2000))]
+    return [file_of(source, i) or _pillow(source, i) for i in range(min(len(source), 2000))]
 
 
 def _generate(folder: Path) -> Path:

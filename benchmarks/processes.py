@@ -6,10 +6,12 @@ Every process of a run is known by a mark in its environment, wherever it moves.
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,22 +43,23 @@ class Hang(Exception):
 class Started:
     """A started run: its launcher (torchrun, or the one process itself) and everything below."""
 
-    def __init__(self, folder: Path, words: list[str], *, ranks: int = 1, restarts: int = 0, launched: bool | None = None) -> None:
-        """`folder` is its run.dir; `launched` (default: with more than one rank) puts torchrun above the ranks."""
+    def __init__(self, folder: Path, words: list[str], *, ranks: int = 1, restarts: int = 0, options: Sequence[str] = ()) -> None:
+        """`folder` is its run.dir; with more than one rank torchrun is above them, with `restarts` and other options of it."""
         self.folder, self.ranks = folder, ranks
         self.work = folder.parent
         self.codes = self.work / f"codes-{time.monotonic_ns()}"
         self.codes.mkdir(parents=True)
         program = self.work / "rank.py"
         program.write_text(RANK)
-        self.launched = ranks > 1 if launched is None else launched
         command = [sys.executable]
-        if self.launched:
-            command += ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", f"--max-restarts={restarts}"]
+        if ranks > 1:
+            launcher = ["torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}", f"--max-restarts={restarts}"]
+            command += ["-m", *launcher, *options]
         self.mark = f"chaos-{os.getpid()}-{time.monotonic_ns()}"
         paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
         environment = {**os.environ, "OMP_NUM_THREADS": "1", "CODES": str(self.codes), "CHAOS_MARK": self.mark, "PYTHONPATH": paths}
         self.output = self.work / f"output-{self.folder.name}.txt"
+        self._rows = _inode(folder / "metrics.jsonl")
         with open(self.output, "ab") as stream:
             start = stream.tell()
             self.began = time.monotonic()
@@ -70,6 +73,7 @@ class Started:
                 start_new_session=True,
             )
         self._start = start
+        self._resumes_at = newest_checkpoint(folder)
 
     def said(self) -> str:
         """What it has written to its terminal since it was started."""
@@ -86,7 +90,7 @@ class Started:
 
     def rank_pids(self) -> list[int]:
         """The ranks' processes, without the launcher and the ranks' helpers, in the order of their ranks."""
-        if not self.launched:
+        if self.ranks == 1:
             return [self.launcher.pid]
         ranks = {}
         for pid, line in self.pids().items():
@@ -108,6 +112,17 @@ class Started:
             if time.monotonic() - last > HANG_SECONDS:
                 raise Hang(f"no row for {HANG_SECONDS} s; {self.said()[-2000:]}")
             time.sleep(0.01)
+
+    def wait_for_new_step(self) -> float:
+        """Seconds from the command to the first step that was not in the checkpoint it began with. Raises Hang."""
+        while self.launcher.poll() is None:
+            # a start takes the rows after its checkpoint back by replacing the file
+            if _inode(self.folder / "metrics.jsonl") != self._rows and last_step(self.folder) > self._resumes_at:
+                break
+            if time.monotonic() - self.began > HANG_SECONDS:
+                raise Hang(f"no step after {HANG_SECONDS} s; {self.said()[-2000:]}")
+            time.sleep(0.01)
+        return time.monotonic() - self.began
 
     def wait(self, seconds: float = HANG_SECONDS) -> int:
         """The launcher's exit code. Raises Hang when there is none in time, with nothing left alive."""
@@ -162,6 +177,12 @@ def last_step(folder: Path) -> int:
     return max(rows(folder), default=0)
 
 
+def newest_checkpoint(folder: Path) -> int:
+    """The step of the newest checkpoint, 0 without one."""
+    names = (re.fullmatch(r"step-(\d+)", p.name) for p in (folder / "checkpoints").glob("step-*"))
+    return max((int(name[1]) for name in names if name), default=0)
+
+
 def status(folder: Path) -> dict[str, Any]:
     """status.json, or {}."""
     file = folder / "status.json"
@@ -170,8 +191,7 @@ def status(folder: Path) -> dict[str, Any]:
 
 def state(folder: Path) -> dict[str, Any]:
     """Every tensor of a run's newest checkpoint, weights and optimizer: name -> tensor."""
-    newest = max((folder / "checkpoints").glob("step-????????"), key=lambda p: p.name)
-    return load_file(newest / "state.safetensors")
+    return load_file(folder / "checkpoints" / f"step-{newest_checkpoint(folder):08d}" / "state.safetensors")
 
 
 def shared_memory() -> set[str]:
@@ -181,6 +201,10 @@ def shared_memory() -> set[str]:
 
 def _parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[1])
+
+
+def _inode(file: Path) -> int | None:
+    return file.stat().st_ino if file.is_file() else None
 
 
 def _size(file: Path) -> int | None:
