@@ -1,8 +1,8 @@
 """Ranks find each other, also when torchrun has started them again.
 
-torchrun's store outlives the ranks that it starts again after a failure, with the addresses of the dead ones in it (it
-is one store for all attempts): who reads an address before its new owner has written it waits for nobody. So that all ranks of one attempt
-meet under a name of their own: each asks with a word that no other process has used, and rank 0 answers every word with its own.
+torchrun's store outlives the ranks that it starts again after a failure, with the addresses of the dead ones in it: who reads an address
+before its new owner has written it waits for nobody. So all ranks of one attempt meet under a name of their own: each asks with a word that
+no other process has used, and rank 0 answers every word with its own.
 """
 
 import os
