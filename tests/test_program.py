@@ -6,6 +6,7 @@ import os
 import pty
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import termios
@@ -154,7 +155,7 @@ def test_a_non_finite_loss_stops_before_the_update_and_leaves_a_good_checkpoint(
         assert torch.isfinite(value).all()
 
 
-def test_an_offline_wandb_run_mirrors_the_metrics_and_an_unreachable_one_stops_nothing(finished, tmp_path):
+def test_an_offline_wandb_run_mirrors_the_metrics_and_a_silent_server_stops_nothing(finished, tmp_path):
     folder, _ = finished
     pretrained = read_back(folder)
     for figure in ("loss", "grad_norm", "knn/accuracy", "reconstructions", "run-encoder"):
@@ -164,11 +165,17 @@ def test_an_offline_wandb_run_mirrors_the_metrics_and_an_unreachable_one_stops_n
     for shown, job in ((pretrained, "pretrain"), (probed, "linear_probe")):
         record = next(json.loads(line)["run"] for line in shown.splitlines() if json.loads(line)["type"] == "run")
         assert (record["run_group"], record["job_type"]) == ("run", job)  # the group links what was done with one encoder
-    closed = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40, "WANDB_INIT_TIMEOUT": "5"}
-    lost = run(*TINY, "train.steps=12", "run.dir=run", "track.wandb=online", cwd=tmp_path, **closed)
+    key, server = "5ec2e7" * 7, socket.create_server(("127.0.0.1", 0))  # takes connections, and never says a word
+    silent = {"WANDB_BASE_URL": f"http://127.0.0.1:{server.getsockname()[1]}", "WANDB_API_KEY": key[:40]}
+    limits = {"WANDB_INIT_TIMEOUT": "2", "WANDB_FINISH_TIMEOUT": "2"}
+    with server:
+        lost = run(*TINY, "train.steps=12", "run.dir=run", "track.wandb=online", cwd=tmp_path, **silent, **limits)
     assert "W&B" in lost.stderr
-    assert "0" * 40 not in lost.stderr
+    assert "Traceback" not in lost.stderr
     assert len(rows(tmp_path / "run")) == 12
+    assert json.loads((tmp_path / "run" / "status.json").read_text())["status"] == "done"
+    assert key[:40] not in lost.stderr
+    assert not any(key[:40].encode() in p.read_bytes() for p in tmp_path.rglob("*") if p.is_file())
 
 
 def test_probe_and_fine_tuning_start_from_a_run_and_stand_beside_their_controls(finished, monkeypatch, capfd):
