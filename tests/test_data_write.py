@@ -107,7 +107,7 @@ def test_the_number_of_workers_and_a_stop_change_no_bit(tmp_path, monkeypatch, c
     assert files(tmp_path / "one") == files(tmp_path / "two")
 
     opens, count = encode._opened, iter(range(10**6))
-    monkeypatch.setattr(encode, "_opened", lambda *a: next(count) == 20 and os.kill(os.getpid(), signal.SIGTERM) or opens(*a))
+    monkeypatch.setattr(encode, "_opened", lambda *a: (next(count) == 20 and os.kill(os.getpid(), signal.SIGTERM)) or opens(*a))
     assert run(source, tmp_path / "stopped", *words, "--workers", 1) == 75
     kept = {name: content for name, content in files(tmp_path / "stopped").items() if name.endswith(".tar")}
     assert 0 < len(kept) < 8
