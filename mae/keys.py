@@ -53,6 +53,7 @@ class Data:
     shuffle: str = key("full", "full | blocks: an epoch mixes all images, or those of about 32 shards at a time (for network disks)")
     damage: float = key(0.001, "share of the images that may be unreadable, shown as others, before the run stops")
     workers: int = key(0, "processes that read and crop; 0 = none")
+    decode: str = key("auto", "auto | cpu | gpu: what unpacks JPEGs (a GPU's pixels differ by a level or two); auto = cpu")
     cache: str = key("none", "none | ram | device: decode once and keep the images there (data that fits)")
 
 

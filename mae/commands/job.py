@@ -61,6 +61,8 @@ def run(job: Job, config: Config, folder: RunFolder, splits: Splits, plan: Plan)
             torch.manual_seed(config.train.seed)
             module = job.build()
             choose_attention(module, ranks.device)
+            if config.data.decode == "gpu" and ranks.device.type != "cuda":
+                raise ConfigError(f"data.decode=gpu unpacks JPEGs on a CUDA device, and this run is on {ranks.device}: leave it out")
             if getattr(module, "batch_statistics", False) and config.train.accumulate not in ("auto", 1):
                 raise ConfigError(f"{config.method['name']} looks at whole batches, which accumulation cuts up: set train.accumulate=1")
             engine = parallel.choose(config.train.parallel, module, config.optim, average=config.train.ema is not None, ranks=ranks)

@@ -21,16 +21,24 @@ HEADER = 1 << 17  # bytes, in which everything lies that may turn an image
 
 def decode(content: bytes, *, channels: int, most: int) -> np.ndarray | None:
     """(H, W, channels) uint8, channels 1 or 3; None for anything but a plain, sound JPEG of at most so many pixels."""
+    if plain(content, channels=channels, most=most) is None:
+        return None
+    try:
+        return simplejpeg.decode_jpeg(content, "GRAY" if channels == 1 else "RGB")  # strict: a warning is an error
+    except ValueError:
+        return None
+
+
+def plain(content: bytes, *, channels: int, most: int) -> tuple[int, int] | None:
+    """(height, width) of what is by its header a plain JPEG of at most so many pixels that has so many channels; else None."""
     if simplejpeg is None or content[:3] != b"\xff\xd8\xff":
         return None
     try:
         height, width, colours, _ = simplejpeg.decode_jpeg_header(content)
-        fit = ("Gray", "YCbCr") if channels == 3 else ("Gray",)  # grey of a colour image: Pillow's, whose rounding is its own
-        if height * width > most or colours not in fit or _turned(content):
-            return None
-        return simplejpeg.decode_jpeg(content, "GRAY" if channels == 1 else "RGB")  # strict: a warning is an error
     except ValueError:
         return None
+    fit = ("Gray", "YCbCr") if channels == 3 else ("Gray",)  # grey of a colour image: Pillow's, whose rounding is its own
+    return (height, width) if height * width <= most and colours in fit and not _turned(content) else None
 
 
 def _turned(content: bytes) -> bool:

@@ -21,6 +21,7 @@ from mae.config import Config
 from mae.data import crops, order, substitute
 from mae.data.batch import Batch, Samples, finished, micro_batches, normalise
 from mae.data.cached import Cache
+from mae.data.packed import Packed, Packing
 from mae.data.reading import Reading, shared_memory
 from mae.data.resample import crop_one
 from mae.data.sources import Source
@@ -46,6 +47,8 @@ class TrainSteps(Dataset):
     def __init__(self, source: Source, config: Config, rank: int, world: int, transform: Transform | None) -> None:
         self.source, self.config, self.rank, self.world, self.transform = source, config, rank, world, transform
         self.reading = Reading(config.data.workers)
+        on_device = config.data.decode == "gpu" and config.data.cache == "none" and transform is None and not isinstance(source, Stream)
+        self.packing = Packing(source, config.data, config.image_size, self.read) if on_device else None
 
     def share(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """(ids, keys) of the rank's samples."""
@@ -55,9 +58,11 @@ class TrainSteps(Dataset):
             step, batch_size=train.batch_size, length=length, seed=train.seed, rank=self.rank, world=self.world, shuffle=shuffle
         )
 
-    def __getitem__(self, step: int) -> Samples | ConfigError:
+    def __getitem__(self, step: int) -> Samples | Packed | ConfigError:
         if isinstance(self.source, Stream):
             return self._drawn(self.source, step)
+        if self.packing is not None:
+            return self.packing.pack(*self.share(step))
         return self.read(*self.share(step))
 
     def _drawn(self, stream: Stream, step: int) -> Samples | ConfigError:
@@ -136,7 +141,10 @@ def train_batches(
     else:
         cache = Cache(source, config, device)
         samples = (cache.samples(*steps.share(step)) for step in range(first_step, FOREVER))
-    return _on_device(samples, accumulate, device)
+    if steps.packing is not None:
+        samples = (steps.packing.unpack(item, device) if isinstance(item, Packed) else item for item in samples)
+    batches = _on_device(samples, accumulate, device)
+    return _ahead(batches, device) if device.type == "cuda" else batches
 
 
 def evaluation_batches(
@@ -179,6 +187,25 @@ def _on_device(samples: Iterable[Samples], accumulate: int, device: torch.device
     for item in samples:
         log.add(item.damage)
         yield micro_batches(item, accumulate, device)
+
+
+def _ahead(steps: Iterator[list[Batch]], device: torch.device) -> Iterator[list[Batch]]:
+    """The same, each copied to the GPU on a stream of its own while the step before is still computed."""
+    side, ready = torch.cuda.Stream(device), None
+    while True:
+        with torch.cuda.stream(side):
+            following = next(steps, None)
+            copied = side.record_event()
+        if ready is not None:
+            here = torch.cuda.current_stream(device)
+            here.wait_event(ready[1])
+            for batch in ready[0]:
+                for tensor in (batch.images, batch.keys, batch.labels, batch.ids):
+                    tensor.record_stream(here)  # its memory is the side stream's, which must not use it again too early
+            yield ready[0]
+        if following is None:
+            return
+        ready = following, copied
 
 
 def _stream(items: TrainSteps | EvaluationBatches, indices: Iterable[int], config: Config, device: torch.device) -> Iterator[Samples]:

@@ -26,9 +26,17 @@ def crop_one(image: np.ndarray, box: np.ndarray, flip: bool, size: tuple[int, in
     """
     top, left, height, width = box.tolist()
     cut = np.array(image[top : top + height, left : left + width])  # a copy: decoded images are read-only
-    pixels = torch.from_numpy(cut).permute(2, 0, 1)[None]  # (1, C, H, W)
-    if (height, width) != size:
-        pixels = F.interpolate(pixels, size=size, mode="bicubic", antialias=True)
+    return resized(torch.from_numpy(cut).permute(2, 0, 1), flip, size)
+
+
+def resized(image: Tensor, flip: bool, size: tuple[int, int]) -> Tensor:
+    """A crop (C, H, W) on any device, resized and mirrored: (C, h, w), uint8 or float32 as it is."""
+    pixels = image[None]
+    if pixels.shape[2:] != size:
+        exact = pixels if pixels.device.type == "cpu" else pixels.float()  # only the CPU has a kernel for uint8
+        pixels = F.interpolate(exact, size=size, mode="bicubic", antialias=True)
+        if pixels.dtype != image.dtype:
+            pixels = pixels.round_().clamp_(0, 255).to(image.dtype)
     return (pixels.flip(3) if flip else pixels)[0]
 
 

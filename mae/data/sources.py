@@ -118,6 +118,13 @@ class Subset:
         return self.source.name_of(int(self.positions[index]))
 
 
+def file_of(source: Source, index: int) -> bytes | None:
+    """The file that an image is read from; None where the source reads none. Raises DamagedImage."""
+    while isinstance(source, Subset):
+        source, index = source.source, int(source.positions[index])
+    return source.content(index) if hasattr(source, "content") else None
+
+
 class Splits(NamedTuple):
     """What is learnt from, what choices are made on, and what is measured once at the end."""
 

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from mae.data.decode import DamagedImage
-from mae.data.sources import Source, Subset
+from mae.data.sources import Source, file_of
 
 
 class Look(NamedTuple):
@@ -36,7 +36,7 @@ def survey(source: Source, ids: np.ndarray, *, threads: int) -> Iterator[Look | 
 
 def _look(source: Source, index: int) -> Look:
     pixels = source.read(index)
-    content = _content(source, index)
+    content = file_of(source, index)
     return Look(pixels.shape[:2], _kind(content) or _numbers(pixels), None if content is None else len(content))
 
 
@@ -52,13 +52,6 @@ def _kind(content: bytes | None) -> str | None:
 def _numbers(pixels: np.ndarray) -> str:
     depth = f"{8 * pixels.dtype.itemsize}-bit" if pixels.dtype.kind == "u" else str(pixels.dtype)
     return f"{depth}, {pixels.shape[2]} channel{'s' * (pixels.shape[2] > 1)}"
-
-
-def _content(source: Source, index: int) -> bytes | None:
-    """The image's file, where the source reads image files."""
-    while isinstance(source, Subset):
-        source, index = source.source, int(source.positions[index])
-    return source.content(index) if hasattr(source, "content") else None
 
 
 def percentiles(values: np.ndarray) -> str:

@@ -1,0 +1,118 @@
+"""data.decode=gpu: JPEGs go to the device as they are, and are unpacked, cropped and mirrored there.
+
+A reading process only looks at the headers of plain JPEGs and draws their crops; everything else it decodes as ever. What the device
+cannot unpack is read again the usual way, which knows what becomes of damaged images. The pixels are those of another decoder and
+filter (nvJPEG, float32): single ones differ by a level or two from the CPU's, so that data.decode is part of what a run is.
+"""
+
+import warnings
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mae.data import crops, jpeg
+from mae.data.batch import Samples
+from mae.data.decode import MAX_PIXELS, DamagedImage
+from mae.data.resample import resized
+from mae.data.sources import Source, file_of
+from mae.errors import ConfigError
+from mae.keys import Data
+
+
+class Packed(NamedTuple):
+    """A step's samples before they are unpacked; few tensors, since each costs a file descriptor on its way."""
+
+    files: Tensor  # (bytes,) uint8: the plain JPEGs one after the other
+    table: Tensor  # (P, 7) int64 of each: its end among the bytes, its place in the batch; top, left, height, width, flip of its crop
+    numbers: Tensor  # (3, B) int64: keys, labels, ids
+    others: Samples | None  # those that are no plain JPEGs, in the order of their places
+
+
+class Packing:
+    """What `TrainSteps.read` does, half of it on the device."""
+
+    def __init__(
+        self, source: Source, data: Data, size: tuple[int, int], read: Callable[[np.ndarray, np.ndarray], Samples | ConfigError]
+    ) -> None:
+        """`read(ids, keys)` reads samples the usual way."""
+        self.source, self.data, self.size, self.usual = source, data, size, read
+
+    def pack(self, ids: np.ndarray, keys: np.ndarray) -> Packed | ConfigError:
+        """The samples of those ids (B,) with keys (B,), both int64, before they are unpacked; or the error that says why not."""
+        files, places, sizes = [], [], []
+        for place, index in enumerate(ids.tolist()):
+            try:
+                content = file_of(self.source, index)
+            except DamagedImage:
+                continue
+            found = jpeg.plain(content, channels=self.data.channels, most=MAX_PIXELS) if content else None
+            if found is not None and content is not None:
+                files.append(np.frombuffer(content, np.uint8))
+                places.append(place)
+                sizes.append(found)
+        rest = np.setdiff1d(np.arange(len(ids)), places)
+        others = self.usual(ids[rest], keys[rest]) if len(rest) else None
+        if isinstance(others, ConfigError):
+            return others
+        labels = np.full_like(ids, -1) if self.source.labels is None else self.source.labels[ids]
+        numbers = torch.from_numpy(np.stack([keys, labels, ids]))
+        if not files:
+            return Packed(torch.empty(0, dtype=torch.uint8), torch.empty(0, 7, dtype=torch.int64), numbers, others)
+        tall, wide = np.array(sizes).T
+        scale, own = (self.data.crop_scale[0], self.data.crop_scale[1]), keys[places]
+        boxes = crops.boxes(own, tall, wide, scale=scale, aspect=self.size[1] / self.size[0])
+        flips = crops.flips(own) if self.data.flip else np.zeros(len(own), bool)
+        table = np.column_stack([np.cumsum([len(f) for f in files]), places, boxes, flips])
+        return Packed(torch.from_numpy(np.concatenate(files)), torch.from_numpy(table), numbers, others)
+
+    def unpack(self, packed: Packed, device: torch.device) -> Samples:
+        """The samples, images (B, C, h, w) uint8 on the device. Raises ConfigError where too much is damaged."""
+        count = packed.numbers.shape[1]
+        images = torch.empty(count, self.data.channels, *self.size, dtype=torch.uint8, device=device)
+        replaced, numbers, damage = np.zeros(count, bool), packed.numbers.clone(), []
+        table = packed.table.tolist()
+        failed = []
+        for image, (_, place, top, left, height, width, flip) in zip(self._decoded(packed, table, device), table, strict=True):
+            if image is None:
+                failed.append(place)
+            else:
+                images[place] = resized(image[:, top : top + height, left : left + width], bool(flip), self.size)
+        parts = [] if packed.others is None else [(np.setdiff1d(np.arange(count), [row[1] for row in table]), packed.others)]
+        if failed:
+            again = self.usual(numbers[2][failed].numpy(), numbers[0][failed].numpy())
+            if isinstance(again, ConfigError):
+                raise again
+            parts.append((np.array(failed), again))
+        for places, samples in parts:
+            images[places], numbers[:, places] = samples.images.to(device), samples.numbers
+            replaced[places] = samples.replaced
+            damage += samples.damage
+        return Samples(images, numbers, replaced, damage)
+
+    def _decoded(self, packed: Packed, table: list[list[int]], device: torch.device) -> list[Tensor | None]:
+        """(C, H, W) uint8 on the device of every plain JPEG, None for what cannot be unpacked there."""
+        if not table:
+            return []
+        files = list(packed.files.tensor_split([row[0] for row in table[:-1]]))
+        try:
+            return _unpacked(files, self.data.channels, device)
+        except RuntimeError:  # one of them is damaged: which one?
+            return [_alone(file, self.data.channels, device) for file in files]
+
+
+def _unpacked(files: list[Tensor], channels: int, device: torch.device) -> list[Tensor | None]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # torchvision's decoders are to move to torchcodec
+        from torchvision.io import ImageReadMode, decode_jpeg
+
+        return list(decode_jpeg(files, mode=ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB, device=device))
+
+
+def _alone(file: Tensor, channels: int, device: torch.device) -> Tensor | None:
+    try:
+        return _unpacked([file], channels, device)[0]
+    except RuntimeError:
+        return None
