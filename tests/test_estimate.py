@@ -16,7 +16,15 @@ from mae.training.arithmetic import shape_of
 from mae.training.estimate import DEVICES, Layout
 
 ROOT = Path(__file__).parents[1]
-SMALL = ["configs/data/shapes.yaml", "train.steps=1", "optim.name=adamw", "encoder.embed_dim=96", "encoder.num_heads=3", "encoder.patch_size=4"]
+SMALL = ["configs/data/shapes.yaml", "train.steps=1", "optim.name=adamw"]
+SMALL += ["encoder.embed_dim=96", "encoder.num_heads=3", "encoder.patch_size=4"]
+    "configs/data/shapes.yaml",
+    "train.steps=1",
+    "optim.name=adamw",
+    "encoder.embed_dim=96",
+    "encoder.num_heads=3",
+    "encoder.patch_size=4",
+]
 
 
 def method(*words, device="cpu"):
@@ -25,21 +33,18 @@ def method(*words, device="cpu"):
         return build(config.load([*SMALL, *words]))
 
 
-@pytest.mark.parametrize("name", ["mae", "crossmae"])
+BASE = ["encoder.name=vit_base_patch16_224", "data.image_size=224", "encoder.embed_dim=768", "encoder.num_heads=12"]
+
+
 @pytest.mark.parametrize(
-    "words",
+    ("name", "words"),
     [
-        [
-            "encoder.name=vit_base_patch16_224",
-            "data.image_size=224",
-            "encoder.embed_dim=768",
-            "encoder.num_heads=12",
-            "encoder.patch_size=16",
-        ],
-        ["encoder.depth=3", "method.mask_ratio=0.5", "method.predict_share=0.5"],
-        ["encoder.depth=2", "encoder.reg_tokens=4", "encoder.patch_size=8", "encoder.mlp_ratio=3", "method.decoder_depth=2"],
+        ("mae", [*BASE, "encoder.patch_size=16", "encoder.depth=12"]),
+        ("mae", ["encoder.depth=3", "method.mask_ratio=0.5", "method.predict_share=0.5"]),
+        ("crossmae", ["encoder.depth=2", "encoder.reg_tokens=4", "encoder.patch_size=8", "encoder.mlp_ratio=3", "method.decoder_depth=2"]),
+        ("crossmae", ["encoder.depth=1", "method.mask_ratio=0.9"]),
     ],
-    ids=["base", "small", "registers"],
+    ids=["base", "small", "cross with registers", "cross"],
 )
 def test_parameters_are_exact_and_flops_are_what_torch_counts(name, words):
     module = method(f"configs/methods/{name}.yaml", *words, device="meta")

@@ -28,6 +28,7 @@ from mae.training.run import RunFolder
 from mae.training.schedule import Plan
 
 SECONDS = 6.0  # of training steps
+LOGGED = 0.02  # seconds between two rows, roughly: as rare as leaves some of them, since they cost time too
 SHORTEST = 5  # steps that shall fit into them
 USUAL = 0.3  # share of a device's matrix products that a step usually reaches: only to choose how much is rehearsed
 MOST, FEWEST = 2048, 64  # images evaluated
@@ -82,7 +83,7 @@ def rehearse(
     looked = len(splits.train) + (len(splits.test) if splits.test else 0)
     # a forward pass over all patches costs about as much as a masked training step
     share = min(1.0, max(min(MOST, SECONDS * USUAL * rate / max(cost, 1)), FEWEST) / looked)
-    logged = int(SECONDS / 12 * USUAL * rate / (images * cost)) if cost else 1
+    logged = int(LOGGED * USUAL * rate / (images * cost)) if cost else 1
     train = replace(config.train, batch_size=images, accumulate=1, log_every=max(1, min(config.train.log_every, logged)))
     train = replace(train, steps=None, epochs=None, minutes=SECONDS / 60, checkpoint_every=1 << 40, evaluate_every=0)
     trial = replace(config, train=train, track=replace(config.track, wandb="off", images_every=0))
