@@ -1,102 +1,27 @@
 """Shards behind a flaky server are the bytes of the local disk, or one sentence; what a URL holds in secret stays out of everything."""
 
-import http.server
 import json
 import random
 import re
 import socket
 import subprocess
 import sys
-import tarfile
-import threading
 import time
 
-import numpy as np
 import pytest
-from test_data_shards import add, opened, png, values, write
+from flaky_server import serving
+from test_data_shards import opened, values, write
 
 from mae import config
 from mae.data import download as download_module
-from mae.data.download import GaveUp, download
 from mae.data.sources import open_splits
 from mae.errors import ConfigError
 from mae.training.run import RunFolder
 
 
-class Server(http.server.ThreadingHTTPServer):
-    """Serves a folder with ranges, and the faults that it is told: a list a path, taken one a request."""
-
-    daemon_threads = True
-
-    def __init__(self, root):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.root, self.faults, self.asked, self.ranges, self.tag = root, {}, [], True, '"1"'
-        self.url = f"http://127.0.0.1:{self.server_port}"
-        threading.Thread(target=self.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
-
-    def handle_error(self, request, client_address):
-        pass  # clients that hang up are part of the play
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_):
-        pass
-
-    def do_GET(self):
-        server, path = self.server, self.path.partition("?")[0]
-        server.asked.append((self.path, dict(self.headers)))
-        faults = server.faults.get(path, [])
-        fault = faults.pop(0) if faults else ""
-        file = server.root / path.lstrip("/")
-        if fault.isdigit():
-            return self.send_error(int(fault))
-        if fault == "reset":
-            return self.connection.close()
-        if not file.is_file():
-            return self.send_error(404)
-        body, status = file.read_bytes(), 200
-        total, start = len(body), 0
-        wanted = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-        if wanted and server.ranges and self.headers.get("If-Range", server.tag) == server.tag:
-            start, status = int(wanted[1]), 206
-            if start >= total:
-                self.send_response(416)
-                self.send_header("Content-Range", f"bytes */{total}")
-                self.send_header("Content-Length", "0")
-                return self.end_headers()
-        if fault == "other":
-            start = max(start - 7, 0)
-        body = body[start:]
-        self.send_response(status)
-        self.send_header("ETag", server.tag)
-        if status == 206:
-            self.send_header("Content-Range", f"bytes {start}-{total - 1}/{total}")
-        claimed = {"long": len(body) + 100, "short": max(len(body) - 700, 0)}.get(fault, len(body))
-        if fault != "mute":  # a body that ends with the connection
-            self.send_header("Content-Length", str(claimed))
-        self.send_header("Connection", "close")
-        self.end_headers()
-        cut = random.Random(len(server.asked)).randrange(1, max(len(body), 2)) if fault in ("drop", "mute", "stall") else len(body)
-        self.wfile.write(body[:cut])
-        if fault == "stall":
-            self.wfile.flush()
-            time.sleep(2.5 * download_module.SILENCE_SECONDS)
-        self.close_connection = True
-
-
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setenv("no_proxy", "*")
-    for name, value in (("FIRST_WAIT", 0.001), ("LONGEST_WAIT", 0.01), ("SILENCE_SECONDS", 0.2)):
-        monkeypatch.setattr(download_module, name, value)
-    (tmp_path / "there").mkdir()
-    serving = Server(tmp_path / "there")
-    yield serving
-    serving.shutdown()
-    serving.server_close()
+    yield from serving(tmp_path, monkeypatch)
 
 
 def shards(server, *, train=3, test=1, folder=""):
@@ -128,45 +53,6 @@ def test_a_flaky_server_gives_the_bytes_of_the_local_disk(server, tmp_path):
     server.shutdown(), server.server_close()
     assert opened(f"{server.url}/{{train-{{000..005}},test-000}}.tar").train.fingerprint == local.train.fingerprint  # offline by now
     assert len(server.asked) == asked
-
-
-@pytest.mark.parametrize("fault", ["drop", "stall", "mute"])
-def test_what_has_come_is_not_asked_for_again(server, tmp_path, fault):
-    (server.root / "a.bin").write_bytes(np.random.default_rng(0).bytes(300_000))
-    server.faults["/a.bin"] = [fault, fault]
-    download(f"{server.url}/a.bin", tmp_path / "a.bin", lambda file: None)
-    assert (tmp_path / "a.bin").read_bytes() == (server.root / "a.bin").read_bytes()
-    starts = [int(headers["Range"].removeprefix("bytes=").removesuffix("-")) for _, headers in server.asked[1:]]
-    assert starts == sorted(starts)
-    assert starts[0] > 0
-    assert starts[-1] == 300_000  # the server confirms the end
-
-
-def test_a_later_run_goes_on_unless_the_file_is_another_by_then(server, tmp_path, monkeypatch):
-    content = np.random.default_rng(0).bytes(50_000)
-    (server.root / "a.bin").write_bytes(content)
-    server.faults["/a.bin"] = ["drop"] * 8
-    monkeypatch.setattr(download_module, "TRIES", 2)
-    with pytest.raises(GaveUp, match="what has come is kept"):
-        download(f"{server.url}/a.bin", tmp_path / "a.bin", lambda file: None)
-    part = tmp_path / "a.bin.part"
-    got = part.stat().st_size
-    assert 0 < got < 50_000
-    assert part.read_bytes() == content[:got]
-    server.faults["/a.bin"] = []
-    server.tag, changed = '"2"', content[::-1]
-    (server.root / "a.bin").write_bytes(changed)
-    download(f"{server.url}/a.bin", tmp_path / "a.bin", lambda file: None)
-    assert (tmp_path / "a.bin").read_bytes() == changed
-    assert [file.name for file in tmp_path.glob("a.bin*")] == ["a.bin"]
-
-
-def test_a_server_that_knows_no_ranges_serves_too(server, tmp_path):
-    server.ranges = False
-    (server.root / "a.bin").write_bytes(bytes(range(256)) * 100)
-    server.faults["/a.bin"] = ["drop", "503", "drop", "long"]
-    download(f"{server.url}/a.bin", tmp_path / "a.bin", lambda file: None)
-    assert (tmp_path / "a.bin").read_bytes() == (server.root / "a.bin").read_bytes()
 
 
 def test_troubles_that_stay_are_capped_and_named(server, tmp_path):
@@ -255,23 +141,6 @@ def test_a_list_that_leads_out_is_refused(server, tmp_path, name):
     assert {file.name for file in (tmp_path / "cache").rglob("*") if file.is_file()} == {"_info.json"}
 
 
-def test_a_redirect_leads_to_the_web_alone(server, tmp_path, monkeypatch):
-    def redirect(handler):
-        handler.send_response(302)
-        handler.send_header("Location", "ftp://127.0.0.1/x.tar" if "away" in handler.path else f"{server.url}/there.tar?more")
-        handler.send_header("Content-Length", "0")
-        handler.end_headers()
-
-    usual = Handler.do_GET
-    monkeypatch.setattr(Handler, "do_GET", lambda handler: (usual if "there" in handler.path else redirect)(handler))
-    with tarfile.open(server.root / "there.tar", "w") as archive:
-        add(archive, "0.png", png(1))
-    download(f"{server.url}/x.tar", tmp_path / "x.tar", lambda file: None)
-    assert (tmp_path / "x.tar").read_bytes() == (server.root / "there.tar").read_bytes()
-    with pytest.raises(ConfigError, match="redirects to ftp"):
-        download(f"{server.url}/away.tar", tmp_path / "y.tar", lambda file: None)
-
-
 def test_secrets_of_a_url_are_sent_and_never_shown(server, tmp_path, caplog):
     caplog.set_level("DEBUG")
     shards(server)
@@ -321,17 +190,3 @@ def test_a_whole_run_keeps_the_secrets_of_its_url_to_itself(server, tmp_path):
     assert not any(
         secret in content for content in [*written, (done.stdout + done.stderr).encode()] for secret in (b"tokentoken", b"passpass")
     )
-
-
-def test_processes_of_a_machine_fetch_a_file_once(server, tmp_path):
-    content = np.random.default_rng(0).bytes(200_000)
-    (server.root / "a.bin").write_bytes(content)
-    server.faults["/a.bin"] = ["drop", "stall"]
-    threads = [threading.Thread(target=download, args=(f"{server.url}/a.bin", tmp_path / "a.bin", lambda file: None)) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert (tmp_path / "a.bin").read_bytes() == content
-    assert [file.name for file in tmp_path.glob("a.bin*")] == ["a.bin"]
-    assert len(server.asked) == 4  # two faults, the rest, the confirmation
