@@ -40,9 +40,13 @@ def _mix(x: Tensor) -> Tensor:
 
 
 def _mix_numpy(x: np.ndarray) -> np.ndarray:
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(MIX_1)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(MIX_2)
-    return x ^ (x >> np.uint64(31))
+    """In place: there may be ten million of them."""
+    x ^= x >> np.uint64(30)
+    x *= np.uint64(MIX_1)
+    x ^= x >> np.uint64(27)
+    x *= np.uint64(MIX_2)
+    x ^= x >> np.uint64(31)
+    return x
 
 
 def hash_integers(*parts: int | np.ndarray) -> np.ndarray:
@@ -51,11 +55,15 @@ def hash_integers(*parts: int | np.ndarray) -> np.ndarray:
     The order of the parts matters. Returns an int64 array of the broadcast shape.
     """
     shape = np.broadcast_shapes(*(np.shape(part) for part in parts))
-    state = np.zeros(shape or (1,), np.uint64)
+    state = np.zeros(1, np.uint64)
     for part in parts:
-        value = np.asarray(part, np.int64).astype(np.uint64)
-        state = _mix_numpy((state ^ value) + np.uint64(GOLDEN))
-    return state.astype(np.int64).reshape(shape)
+        value = np.atleast_1d(np.asarray(part, np.int64)).view(np.uint64)
+        state = state ^ value  # as large as the parts so far
+        state += np.uint64(GOLDEN)
+        state = _mix_numpy(state)
+    if state.size != np.prod(shape, dtype=np.int64):
+        state = np.broadcast_to(state, shape).copy()
+    return state.view(np.int64).reshape(shape)
 
 
 def bits(keys: Tensor, count: int, stream: str) -> Tensor:
