@@ -43,10 +43,22 @@ class Hang(Exception):
 class Started:
     """A started run: its launcher (torchrun, or the one process itself) and everything below."""
 
-    def __init__(self, folder: Path, words: list[str], *, ranks: int = 1, restarts: int = 0, options: Sequence[str] = ()) -> None:
-        """`folder` is its run.dir; with more than one rank torchrun is above them, with `restarts` and other options of it."""
+    def __init__(
+        self,
+        folder: Path,
+        words: list[str],
+        *,
+        ranks: int = 1,
+        restarts: int = 0,
+        options: Sequence[str] = (),
+        beside: Path | None = None,
+    ) -> None:
+        """`folder` is its run.dir; with more than one rank torchrun is above them, with `restarts` and other options of it.
+
+        `beside` (default: the folder's parent) is where its output goes.
+        """
         self.folder, self.ranks = folder, ranks
-        self.work = folder.parent
+        self.work = beside or folder.parent
         self.codes = self.work / f"codes-{time.monotonic_ns()}"
         self.codes.mkdir(parents=True)
         program = self.work / "rank.py"
@@ -195,8 +207,13 @@ def state(folder: Path) -> dict[str, Any]:
 
 
 def shared_memory() -> set[str]:
-    """What torch and multiprocessing have left in /dev/shm."""
-    return {p.name for p in Path("/dev/shm").glob("*") if p.name.startswith(("torch_", "sem.mp-"))}
+    """What torch and multiprocessing have left in /dev/shm: of no living process, whoever's it was."""
+    found = {p.name for p in Path("/dev/shm").glob("*") if p.name.startswith(("torch_", "sem.mp-"))}
+    if found:
+        for maps in Path("/proc").glob("[0-9]*/maps"):
+            with contextlib.suppress(OSError):
+                found -= set(re.findall(r"/dev/shm/(\S+)", maps.read_text()))
+    return found
 
 
 def _parent(pid: int) -> int:
