@@ -3,13 +3,13 @@
 import pytest
 from test_data_sources import names, write
 
-from mae import config
 from mae.data.sources import open_splits
 from mae.errors import ConfigError
+from mae.keys import Data
 
 
-def opened(path, *words):
-    return open_splits(config.load(["data.name=folder", f"data.path={path}", "data.image_size=32", *words]).data)
+def opened(path, name="folder"):
+    return open_splits(Data(name=name, path=str(path)))
 
 
 def test_labels_follow_the_extension_or_a_tab(tmp_path):
@@ -68,4 +68,4 @@ def test_a_wrong_list_is_answered_in_one_sentence(tmp_path, text, message):
     with pytest.raises(ConfigError, match=message):
         opened(tmp_path / "list.txt")
     with pytest.raises(ConfigError, match="is a file"):
-        open_splits(config.load(["data.name=shards", f"data.path={tmp_path / 'list.txt'}"]).data)
+        opened(tmp_path / "list.txt", "shards")

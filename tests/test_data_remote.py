@@ -16,6 +16,7 @@ from mae import config
 from mae.data import download as download_module
 from mae.data.sources import open_splits
 from mae.errors import ConfigError
+from mae.keys import Data
 from mae.training.run import RunFolder
 
 
@@ -127,10 +128,10 @@ def test_timms_info_is_believed_and_checked(tmp_path, monkeypatch):
 )
 def test_other_urls_are_refused_before_anything_is_asked(path, message):
     with pytest.raises(ConfigError, match=message) as caught:
-        opened(path)
+        open_splits(Data(name="shards", path=path))
     assert "\n" not in str(caught.value)
     with pytest.raises(ConfigError, match=r"only data\.name=shards"):
-        open_splits(config.load(["data.name=folder", f"data.path={path}"]).data)
+        open_splits(Data(name="folder", path=path))
 
 
 @pytest.mark.parametrize("name", ["../../x.tar", "/etc/x.tar", "http://127.0.0.1:9/x.tar", "a//x.tar", "x.zip"])

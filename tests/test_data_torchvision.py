@@ -1,10 +1,12 @@
 """The sets that torchvision knows: read where they lie, brought where they do not, their pickles opened by checksum alone."""
 
+import dataclasses
 import gzip
 import hashlib
 import pickle
 import struct
 import tarfile
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -29,9 +31,13 @@ def _offline(tmp_path, monkeypatch):
         monkeypatch.setattr(kind, "mirrors", [NOWHERE])
 
 
-def opened(name, path=None, *words):
-    given = [f"data.path={path}"] if path else []
-    return open_splits(config.load([f"configs/data/{name}.yaml", *given, *words]).data)
+@cache
+def of_file(name):
+    return config.load([f"configs/data/{name}.yaml"]).data
+
+
+def opened(name, path=None, **changed):
+    return open_splits(dataclasses.replace(of_file(name), path=None if path is None else str(path), **changed))
 
 
 def md5(content):
@@ -64,7 +70,7 @@ def test_cifar_is_read_where_it_lies(tmp_path, monkeypatch, inside):
     assert splits.train.classes == tuple("abcdefghij")
     assert splits.test.labels.tolist() == [0, 1, 2, 9]
     assert all(np.array_equal(splits.test.read(i), pixels["test_batch"][i]) for i in range(4))
-    assert opened("cifar10", tmp_path / "d", "data.channels=1", "data.mean=[0.5]", "data.std=[0.2]").test.read(0).shape == (32, 32, 1)
+    assert opened("cifar10", tmp_path / "d", channels=1, mean=[0.5], std=[0.2]).test.read(0).shape == (32, 32, 1)
 
 
 def test_an_archive_brought_by_hand_is_unpacked_and_the_network_left_alone(tmp_path, monkeypatch):
@@ -120,7 +126,7 @@ def test_mnist_is_read_from_its_raw_files_or_their_archives(tmp_path, name, fold
     assert [len(part) for part in splits] == [9, 1, 10]
     assert splits.train.classes[7] == classes
     assert np.array_equal(splits.test.read(3)[..., 0], images["t10k"][3])
-    assert opened(name, tmp_path, "data.channels=3", "data.mean=[0,0,0]", "data.std=[1,1,1]").test.read(0).shape == (28, 28, 3)
+    assert opened(name, tmp_path, channels=3, mean=[0, 0, 0], std=[1, 1, 1]).test.read(0).shape == (28, 28, 3)
     (raw / "t10k-images-idx3-ubyte").write_bytes(struct.pack(">IIII", 2051, 10, 28, 28) + images["t10k"].tobytes()[:99])
     with pytest.raises(ConfigError, match="damaged"):
         opened(name, tmp_path)
@@ -151,7 +157,7 @@ def test_stl10_has_labelled_images_and_others(tmp_path, monkeypatch):
     assert labelled.test.labels.tolist() == [0, 1, 2, 3, 4]
     assert labelled.test.classes[9] == "truck"
     assert np.array_equal(labelled.test.read(2), images["test"][2])
-    bare = opened("stl10_unlabeled", tmp_path, "data.validation=0.2")
+    bare = opened("stl10_unlabeled", tmp_path, validation=0.2)
     assert [len(part) for part in bare] == [7, 2, 5]
     assert bare.train.labels is None
     assert bare.test.classes is None
