@@ -18,13 +18,6 @@ from mae.training.estimate import DEVICES, Layout
 ROOT = Path(__file__).parents[1]
 SMALL = ["configs/data/shapes.yaml", "train.steps=1", "optim.name=adamw"]
 SMALL += ["encoder.embed_dim=96", "encoder.num_heads=3", "encoder.patch_size=4"]
-    "configs/data/shapes.yaml",
-    "train.steps=1",
-    "optim.name=adamw",
-    "encoder.embed_dim=96",
-    "encoder.num_heads=3",
-    "encoder.patch_size=4",
-]
 
 
 def method(*words, device="cpu"):
