@@ -29,11 +29,12 @@ class Rows:
         Raises ConfigError where only some rows have a label.
         """
         self.rows, self.name, self.image, self.channels = rows, name, image, channels
-        labels = np.zeros(0) if label is None else np.array(rows.with_format("numpy")[label][:], np.int64)
+        labels: np.ndarray = np.zeros(0) if label is None else np.array(rows.with_format("numpy")[label][:], np.int64)
         if 0 < np.count_nonzero(labels < 0) < len(labels):
             raise ConfigError(f"{self.name_of(int(labels.argmin()))} has no label but others have one: choose another data set")
         told = label is not None and labels.min(initial=0) >= 0
-        self.labels, self.classes = (labels, tuple(rows.features[label].names)) if told else (None, None)
+        self.labels: np.ndarray | None = labels if told else None
+        self.classes: tuple[str, ...] | None = tuple(rows.features[label].names) if told else None
         self.fingerprint = fingerprint(name, _sizes(rows, image), labels)
 
     def __len__(self) -> int:

@@ -51,8 +51,6 @@ def check_lengths(info: Mapping[str, Any], root: Path, names: Sequence[str], sha
         for name, length in zip(facts.get("filenames", []), facts.get("shard_lengths", []), strict=False):
             if name not in numbers:
                 continue
-            first, end = np.searchsorted(shards, [numbers[name], numbers[name] + 1])  # a count would read the whole column
-            if end - first != length:
-                raise ConfigError(
-                    f"{root / name} holds {end - first} images but {FILE} says {length}: copy or write it again, or remove {FILE}"
-                )
+            ends = np.searchsorted(shards, np.array([0, 1]) + numbers[name])  # a count would read the whole column
+            if (found := int(ends[1] - ends[0])) != length:
+                raise ConfigError(f"{root / name} holds {found} images but {FILE} says {length}: copy or write it again, or remove {FILE}")

@@ -36,7 +36,7 @@ def of_image(pixels: np.ndarray) -> Moments:
     flat = pixels.reshape(-1, pixels.shape[2])
     means, squares = np.empty(flat.shape[1]), np.empty(flat.shape[1])
     for channel in range(flat.shape[1]):  # one by one: a large image in float64 takes eight times its bytes
-        x = flat[:, channel].astype(np.float64)
+        x: np.ndarray = flat[:, channel].astype(np.float64)
         if pixels.dtype == np.uint8:
             x /= 255
         means[channel] = x.mean()

@@ -48,7 +48,8 @@ class StlFile:
     """The images of one of STL-10's files, (96, 96, 3) uint8 each: mapped, for some take 2.8 GB, and not sent to workers."""
 
     def __init__(self, file: Path) -> None:
-        self.file, self.mapped = file, None
+        self.file = file
+        self.mapped: Any = None
         self.length = file.stat().st_size // (3 * STL_SIDE**2)
 
     def __getstate__(self) -> dict[str, Any]:
