@@ -208,12 +208,17 @@ def state(folder: Path) -> dict[str, Any]:
 
 def shared_memory() -> set[str]:
     """What torch and multiprocessing have left in /dev/shm: of no living process, whoever's it was."""
-    found = {p.name for p in Path("/dev/shm").glob("*") if p.name.startswith(("torch_", "sem.mp-"))}
-    if found:
-        for maps in Path("/proc").glob("[0-9]*/maps"):
+    found = {}
+    for file in Path("/dev/shm").glob("*"):
+        if file.name.startswith(("torch_", "sem.mp-")):
             with contextlib.suppress(OSError):
-                found -= set(re.findall(r"/dev/shm/(\S+)", maps.read_text()))
-    return found
+                found[str(file.stat().st_ino)] = file.name
+    for maps in Path("/proc").glob("[0-9]*/maps") if found else ():
+        with contextlib.suppress(OSError):  # by inode: a semaphore is mapped under the name that it was made with
+            for line in maps.read_text().splitlines():
+                if "/dev/shm/" in line:
+                    found.pop(line.split()[4], None)
+    return set(found.values())
 
 
 def _parent(pid: int) -> int:

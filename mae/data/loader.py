@@ -26,7 +26,7 @@ from mae.data.reading import Reading, shared_memory
 from mae.data.resample import crop_one
 from mae.data.sources import Source
 from mae.data.stream import KEPT, Stream
-from mae.data.worker import context, held_back, serve, start_tracker
+from mae.data.worker import context, forget, held_back, named_semaphores, serve, start_tracker
 from mae.errors import ConfigError
 from mae.nets.keyed import hash_integers
 
@@ -237,12 +237,15 @@ def _from_workers(
         generator=torch.Generator(),  # the global one belongs to the model
     )
     start_tracker()
-    with held_back():
+    with held_back(), named_semaphores() as names:
         iterator = iter(loader)  # starts the workers, and the first time their fork server
     _open_iterators.add(iterator)
     try:
-        for _ in indices:
-            yield _next(iterator, items)
+        for count, _ in enumerate(indices, 1):
+            item = _next(iterator, items)
+            if count == workers:  # all of them have answered: nobody needs the names any more
+                forget(names)
+            yield item
     finally:
         _close(iterator)
 

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Iterator
 from multiprocessing import resource_tracker, spawn, util
 from multiprocessing.connection import wait
+from multiprocessing.synchronize import SemLock
 from typing import Any
 
 STOPS = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")  # what schedulers and terminals send to all processes of a job
@@ -62,6 +63,22 @@ def context(preload: str) -> Any:
     forks = multiprocessing.get_context("forkserver")
     forks.set_forkserver_preload([preload])
     return forks
+
+
+@contextlib.contextmanager
+def named_semaphores() -> Iterator[list[util.Finalize]]:
+    """Yields a list that holds, on leaving, what removes the names of the semaphores made inside, for `forget`."""
+    made: list[util.Finalize] = []
+    before = set(util._finalizer_registry)  # type: ignore[attr-defined]
+    yield made
+    registry = util._finalizer_registry.copy()  # type: ignore[attr-defined]
+    made += [f for key, f in registry.items() if key not in before and f._callback is SemLock._cleanup]  # type: ignore[attr-defined]
+
+
+def forget(semaphores: list[util.Finalize]) -> None:
+    """Takes the names of semaphores that all processes have opened out of /dev/shm: whatever dies from now on leaves nothing there."""
+    for remove in semaphores:
+        remove()  # does nothing where it has been done
 
 
 def serve(worker: int) -> None:
