@@ -48,8 +48,9 @@ def stage(tensors: Mapping[str, Tensor], folder: Path, ranks: Ranks) -> None:
     mine = {name: rows for name, rows in mine.items() if rows.numel()}
     if ranks.first:
         mine |= {name: tensor for name, tensor in tensors.items() if not isinstance(tensor, DTensor)}
-    file = folder / f"state-{ranks.rank:05d}-of-{ranks.world:05d}{SUFFIX}"
+    file = folder / _share(ranks.rank, ranks.world)
     try:
+        folder.mkdir(exist_ok=True)  # asks the file system itself whether it is there
         _write(mine, file)
         with open(file, "rb") as stream:
             os.fsync(stream.fileno())  # here, on the host that wrote it
@@ -60,12 +61,21 @@ def stage(tensors: Mapping[str, Tensor], folder: Path, ranks: Ranks) -> None:
 
 
 def adopt(staged: Path, folder: Path) -> None:
-    """Takes the files of a staged folder into another one, without copying them where the file system allows it."""
-    for file in staged.iterdir():
+    """Takes the files of a staged folder into another one, without copying them where the file system allows it.
+
+    Raises OSError where one of them is missing: a network file system may be late to show what another host wrote.
+    """
+    world = int(next(staged.glob(f"*{SUFFIX}")).stem.rpartition("-")[2])
+    for rank in range(world):  # by name: a listing may be older than the files
+        name = _share(rank, world)
         try:
-            os.link(file, folder / file.name)
+            os.link(staged / name, folder / name)
         except OSError:
-            shutil.copyfile(file, folder / file.name)
+            shutil.copyfile(staged / name, folder / name)
+
+
+def _share(rank: int, world: int) -> str:
+    return f"state-{rank:05d}-of-{world:05d}{SUFFIX}"
 
 
 def _write(tensors: Mapping[str, Tensor], file: Path) -> None:
