@@ -5,7 +5,6 @@ imports torch, so that help and configuration errors answer at once.
 """
 
 import difflib
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
@@ -15,11 +14,10 @@ from typing import Any
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from mae import checks
+from mae.checks import DURATIONS
 from mae.errors import ConfigError
 from mae.keys import FOLDER_OF, FREE, SECTIONS, Config, spelt
-from mae.nets.sizes import grid, hidden_count, patch_size
-
-DURATIONS = ("epochs", "steps", "minutes")
 
 
 def configs_folder() -> Path:
@@ -62,7 +60,9 @@ def load(words: Sequence[str], *, base: Mapping[str, Any] | None = None) -> Conf
     for layer in layers:
         _merge_layer(merged, layer)
     config = _typed(merged)
-    _check(config)
+    checks.check(config)
+    for name in config.evaluate.protocols:
+        protocol(name)
     return config
 
 
@@ -232,85 +232,6 @@ def _check_choice(name: str, value: Any, doc: str) -> None:
         return
     if value not in choices and name != "train.device":
         raise ConfigError(f"{name} {value!r} is unknown{_did_you_mean(value, choices)}")
-
-
-def _check(config: Config) -> None:
-    """What contradicts itself in the words alone, before anything is imported, opened or made."""
-    rows, columns = grid(_image_size(config), patch_size(config.encoder.name, config.encoder.patch_size))
-    if "mask_ratio" in config.method:
-        hidden_count(rows * columns, config.method["mask_ratio"])
-    _check_channels(config)
-    t, world = config.train, int(os.environ.get("WORLD_SIZE", 1))
-    if sum(getattr(t, d) is not None for d in DURATIONS) != 1:
-        raise ConfigError("how long to train is not said: give train.epochs, train.steps or train.minutes")
-    for name in (*DURATIONS, "batch_size", "log_every", "checkpoint_every", "timeout"):
-        value = getattr(t, name)
-        if value is not None and value <= 0:
-            raise ConfigError(f"train.{name} {value} must be above zero")
-    for name in ("skip_updates", "check_replicas"):
-        if getattr(t, name) < 0:
-            raise ConfigError(f"train.{name} {getattr(t, name)} must not be below zero")
-    _check_spike(config)
-    if t.parallel == "fsdp" and config.optim.name in ("muon", "lars"):
-        raise ConfigError(f"optim.name {config.optim.name} needs whole matrices, which train.parallel=fsdp cuts up: choose adamw or ddp")
-    accumulate = 1 if t.accumulate == "auto" else t.accumulate
-    if not isinstance(accumulate, int) or accumulate < 1:
-        raise ConfigError(f"train.accumulate {accumulate!r} must be auto or a whole number from 1")
-    parts = world * accumulate
-    if t.batch_size % parts:
-        raise ConfigError(
-            f"train.batch_size {t.batch_size} is not a multiple of ranks x accumulate = {world} x {accumulate}: "
-            f"try {max(round(t.batch_size / parts), 1) * parts}"
-        )
-    for name in config.evaluate.protocols:
-        protocol(name)
-    warmup = config.optim.warmup_epochs
-    if warmup != "auto":
-        if not isinstance(warmup, int | float) or warmup < 0:
-            raise ConfigError(f"optim.warmup_epochs {warmup!r} must be auto or a number of epochs")
-        if t.epochs is not None and warmup > t.epochs:
-            raise ConfigError(f"optim.warmup_epochs {warmup} is longer than the run of {t.epochs} epochs: try {t.epochs / 20:g} or auto")
-
-
-def _check_spike(config: Config) -> None:
-    """A spike is known three logged steps after it began: a checkpoint from before it must still be there then."""
-    t = config.train
-    if t.spike is None:
-        return
-    if t.spike <= 0:
-        raise ConfigError(f"train.spike {t.spike} must be above zero: 10 is a good value, null does not go back")
-    if (config.run.keep - 1) * t.checkpoint_every < 3 * t.log_every:
-        raise ConfigError(
-            f"train.spike goes back 3 x log_every = {3 * t.log_every} steps or more, but checkpoints reach back only "
-            f"(keep - 1) x checkpoint_every = {(config.run.keep - 1) * t.checkpoint_every}: raise run.keep or train.checkpoint_every"
-        )
-
-
-def _image_size(config: Config) -> tuple[int, int]:
-    size = config.data.image_size
-    sides = [size, size] if isinstance(size, int) else size
-    if not isinstance(sides, list | tuple) or len(sides) != 2 or not all(isinstance(s, int) and s > 0 for s in sides):
-        raise ConfigError(f"data.image_size {size!r} must be a number of pixels or [height, width]")
-    return config.image_size
-
-
-def _check_channels(config: Config) -> None:
-    d = config.data
-    for name in ("mean", "std"):
-        values = getattr(d, name)
-        if values and len(values) != d.channels:  # none: not computed yet
-            raise ConfigError(f"data.{name} has {len(values)} values for data.channels={d.channels}: give one a channel")
-    if any(std <= 0 for std in d.std):
-        raise ConfigError(f"data.std {d.std} must be above 0 in every channel: `mae statistics` computes it")
-    low, high = (*d.crop_scale, 0, 0)[:2]
-    if len(d.crop_scale) != 2 or not 0 < low <= high <= 1:
-        raise ConfigError(f"data.crop_scale {d.crop_scale} must be [least, most] with 0 < least <= most <= 1")
-    if not 0 <= d.validation < 1:
-        raise ConfigError(f"data.validation {d.validation} must be a share from 0 to below 1")
-    if d.name == "stream" and config.evaluate.protocols:
-        raise ConfigError("data.name=stream gives no image by its number: set evaluate.protocols=[], and run `mae evaluate` on other data")
-    if not 0 <= d.damage <= 1:
-        raise ConfigError(f"data.damage {d.damage} must be a share of the images, from 0 to 1")
 
 
 def _did_you_mean(word: str, known: Sequence[str], prefix: str = "") -> str:
