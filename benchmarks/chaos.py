@@ -9,8 +9,10 @@ strace lets fail, flipped bytes on disk. Takes about half an hour on 2 cores, mo
 import argparse
 import contextlib
 import json
+import logging
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -45,9 +47,11 @@ def main() -> int:
     parser.add_argument("--keep", action="store_true", help="leave the runs where they are, to look at them")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # leaves no run behind
     place = Place(Path(tempfile.mkdtemp(prefix="chaos-")), options.quick, options.seed)
     print(f"runs in {place.work}, seed {options.seed}", flush=True)
     chaos_runs.make_images(place.work)
+    logging.getLogger("mae").setLevel(logging.ERROR)  # of every damaged checkpoint it would say so
     before, figures, began = shared_memory(), dict.fromkeys(KEYS), time.monotonic()
     for name in options.only.split(","):
         part = time.monotonic()
