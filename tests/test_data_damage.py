@@ -62,7 +62,7 @@ def test_the_budget_is_kept_exactly_when_the_damaged_images_are_within_it(length
 
 
 @pytest.mark.slow
-def test_a_run_is_stopped_by_too_much_damage_and_goes_on_with_a_larger_budget(tmp_path, capfd):
+def test_a_run_is_stopped_by_too_much_damage_and_goes_on_with_a_larger_budget(tmp_path, capfd, caplog):
     for i in range(60):
         (tmp_path / "images" / f"c{i % 2}").mkdir(parents=True, exist_ok=True)
         (tmp_path / "images" / f"c{i % 2}" / f"{i}.png").write_bytes(png(i))
@@ -76,7 +76,7 @@ def test_a_run_is_stopped_by_too_much_damage_and_goes_on_with_a_larger_budget(tm
     assert pretrain.main(words) == 2
     told = capfd.readouterr().err
     assert "more than data.damage=0.001" in told
-    assert sum(f"c0/{name} cannot be read" in told for name in damage) >= 2
+    assert sum(f"c0/{name} cannot be read" in caplog.text for name in damage) >= 2
     assert pretrain.main([*words, "data.damage=0.2"]) == 0
 
 
@@ -190,12 +190,12 @@ def test_memory_stays_flat_over_epochs_of_shards(tmp_path):
     c = config.load(["data.name=shards", f"data.path={tmp_path}", "data.image_size=64", "data.workers=2", "train.batch_size=32"])
     train = open_splits(c.data).train
     batches, used = train_batches(train, c, first_step=0, device=CPU), []
-    for step in range(6 * len(train) // 32):
+    for step in range(40 * len(train) // 32):
         next(batches)
         if step % (len(train) // 32) == len(train) // 64:  # once an epoch
             workers = [worker.pid for iterator in loader._open_iterators for worker in iterator._workers]
             used.append([memory(pid) for pid in (os.getpid(), *workers)])
     batches.close()
     growth = np.array(used[-1]) - np.array(used[1])
-    print("resident bytes by epoch:", used)
-    assert (growth < 8 << 20).all()
+    print("resident MiB by epoch, of the main process and the workers:", [[size >> 20 for size in sizes] for sizes in used])
+    assert (growth < 32 << 20).all()  # 17 MiB were seen, of the allocator's; crops that nobody frees would be 170
