@@ -3,7 +3,7 @@
     python benchmarks/chaos.py [--quick] [--only kills,save_points,worlds,signals,flips,cost]
 
 Every fault is real: processes of the program itself under torchrun, SIGKILL at random moments (seeded), calls of the operating system that
-strace lets fail, flipped bytes on disk. Takes about half an hour on 2 cores, most of it spent importing; --quick has fewer of each kind.
+strace lets fail, flipped bytes on disk. Takes about 40 minutes on 2 cores, most of it spent importing; --quick has fewer of each kind.
 """
 
 import argparse

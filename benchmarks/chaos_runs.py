@@ -78,7 +78,8 @@ def kills(place: Place) -> dict:
     plan = [(2, "folder", 4)] if place.quick else [(2, "folder", 9), (2, "shards", 9), (4, "folder", 6), (4, "shards", 6)]
     found: Counter[str] = Counter()
     for ranks, source, count in plan:
-        words = place.words(source, f"train.steps={30 * (count + 1)}", f"run.background={str(source == 'shards').lower()}")
+        how = [f"data.workers={0 if place.quick else 2}", f"run.background={str(source == 'shards').lower()}"]
+        words = place.words(source, f"train.steps={30 * (count + 1)}", *how)
         reference = place.folder(f"kills-{ranks}-{source}-reference")
         straight = Started(reference, words, ranks=ranks)
         with place.watched(straight):
