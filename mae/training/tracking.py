@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from mae.config import Config
+from mae.training.run import write_whole
 
 log = logging.getLogger("mae")
 
@@ -181,7 +182,7 @@ class Tracker:
         ids = json.loads(file.read_text()) if file.is_file() else {}
         if job not in ids:
             ids[job] = secrets.token_hex(4)
-            file.write_text(json.dumps(ids))
+            write_whole(file, json.dumps(ids))
         return ids[job]
 
 
