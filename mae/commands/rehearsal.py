@@ -28,7 +28,7 @@ from mae.training.run import RunFolder
 from mae.training.schedule import Plan
 
 SECONDS = 6.0  # of training steps
-LOGGED = 0.02  # seconds between two rows, roughly: as rare as leaves some of them, since they cost time too
+ROWS = 12  # logged rows, at most and roughly: they cost time too
 SHORTEST = 5  # steps that shall fit into them
 USUAL = 0.3  # share of a device's matrix products that a step usually reaches: only to choose how much is rehearsed
 MOST, FEWEST = 2048, 64  # images evaluated
@@ -74,16 +74,26 @@ def affordable(images: int, cost: float, rate: float) -> int:
 
 
 def rehearse(
-    config: Config, splits: Splits, plan: Plan, *, images: int, cost: float, rate: float, beside: Path, evaluate: bool = True
+    config: Config,
+    splits: Splits,
+    plan: Plan,
+    *,
+    images: int,
+    cost: float,
+    rate: float,
+    beside: Path,
+    evaluate: bool = True,
+    logged: int | None = None,
 ) -> Rehearsal:
     """A few seconds of steps of so many images, then (with `evaluate`) the evaluation; its folder is made and removed in `beside`.
 
-    `cost` as in `affordable`; 0 for a method that takes no steps.
+    `cost` as in `affordable`; 0 for a method that takes no steps. `logged`: steps between rows of metrics; None = a guess.
     """
     looked = len(splits.train) + (len(splits.test) if splits.test else 0)
     # a forward pass over all patches costs about as much as a masked training step
     share = min(1.0, max(min(MOST, SECONDS * USUAL * rate / max(cost, 1)), FEWEST) / looked)
-    logged = int(LOGGED * USUAL * rate / (images * cost)) if cost else 1
+    if logged is None:
+        logged = int(SECONDS / ROWS * USUAL * rate / (images * cost)) if cost else 1
     train = replace(config.train, batch_size=images, accumulate=1, log_every=max(1, min(config.train.log_every, logged)))
     train = replace(train, steps=None, epochs=None, minutes=SECONDS / 60, checkpoint_every=1 << 40, evaluate_every=0)
     trial = replace(config, train=train, track=replace(config.track, wandb="off", images_every=0))
@@ -98,6 +108,8 @@ def rehearse(
         entries: list[dict[str, Any]] = json.loads(folder.results.read_text()) if folder.results.is_file() else []
         checkpoint = sum(file.stat().st_size for file in folder.checkpoints.rglob("*") if file.is_file())
         memory = (folder.derived() or {})["peak_memory_gib"] * 2**30
+    if cost and not rows:  # steps are far slower than guessed
+        return rehearse(config, splits, plan, images=images, cost=cost, rate=rate, beside=beside, evaluate=evaluate, logged=1)
     warm = rows[len(rows) // 4 :]
     evaluators = sum(entry["seconds"] for entry in entries)
     return Rehearsal(
