@@ -78,7 +78,7 @@ def _existing(word: str) -> Path:
 
 
 def _of_folder(source: Path, target: Path, words: list[str]) -> Config:
-    options.only(words, ("data.damage", "data.channels"), "the folder")
+    options.only(words, ("data.damage",), "the folder")
     if not source.exists():
         raise ConfigError(f"{source} does not exist: give the folder that holds the images")
     if source.is_dir() and target.resolve().is_relative_to(source.resolve()):
