@@ -9,7 +9,7 @@ from torch import Tensor
 
 from mae.config import Config
 from mae.data import crops, substitute
-from mae.data.batch import Samples, finished, to_device
+from mae.data.batch import Samples, affine, finished, to_device
 from mae.data.decode import DamagedImage
 from mae.data.resample import crop_batch
 from mae.data.sources import Source
@@ -48,7 +48,7 @@ class Cache:
         images = self.images.index_select(0, to_device(shown, self.images.device))
         if images.device.type != self.device.type:
             images = images.pin_memory().to(self.device, non_blocking=True)
-        images = finished(self._augmented(images, keys), self.data)
+        images = self._augmented(images, keys)
         labels = np.full_like(ids, -1) if self.source.labels is None else self.source.labels[shown]
         return Samples(images, to_device(np.stack([keys, labels, ids]), self.device), shown != ids, damage)
 
@@ -57,10 +57,11 @@ class Cache:
         flips = crops.flips(keys) if self.data.flip else None
         scale = (self.data.crop_scale[0], self.data.crop_scale[1])
         if (tall, wide) == self.size and scale == (1, 1):  # exact pixels
-            return images if flips is None else torch.where(to_device(flips, self.device)[:, None, None, None], images.flip(3), images)
+            mirrored = images if flips is None else torch.where(to_device(flips, self.device)[:, None, None, None], images.flip(3), images)
+            return finished(mirrored, self.data)
         sides = np.full(len(keys), tall), np.full(len(keys), wide)
         boxes = crops.boxes(keys, *sides, scale=scale, aspect=self.size[1] / self.size[0])
-        return crop_batch(images, boxes, flips, self.size)
+        return crop_batch(images, boxes, flips, self.size, affine(self.data, images))  # normalised while it is at hand
 
     def _ids_shown(self, ids: np.ndarray, keys: np.ndarray) -> tuple[np.ndarray, list[DamagedImage]]:
         shown, damage = ids.copy(), []

@@ -16,7 +16,7 @@ except ImportError:  # no wheel for this platform: Pillow does it all
     simplejpeg = None
 
 ORIENTATION = 0x0112  # EXIF
-HEADER = 1 << 17  # bytes, in which everything lies that may turn an image
+APP1, SCAN = 0xE1, 0xDA  # JPEG's markers: EXIF and XMP; the pixels
 
 
 def decode(content: bytes, *, channels: int, most: int) -> np.ndarray | None:
@@ -43,7 +43,16 @@ def plain(content: bytes, *, channels: int, most: int) -> tuple[int, int] | None
 
 def _turned(content: bytes) -> bool:
     """Whether the image says that it is not upright."""
-    start = content[:HEADER]
-    if b"Exif\0" not in start and b"tiff:Orientation" not in start:  # EXIF, XMP
+    if not _has_notes(content):
         return False
     return Image.open(io.BytesIO(content), formats=("JPEG",)).getexif().get(ORIENTATION, 1) in range(2, 9)
+
+
+def _has_notes(content: bytes) -> bool:
+    """Whether a JPEG has EXIF or XMP before its pixels."""
+    at = 2
+    while at + 4 <= len(content) and content[at] == 0xFF and content[at + 1] != SCAN:
+        if content[at + 1] == APP1:
+            return True
+        at += 2 + int.from_bytes(content[at + 2 : at + 4])
+    return False

@@ -35,7 +35,7 @@ __all__ = ["Batch", "evaluation_batches", "normalise", "train_batches"]
 FOREVER = 1 << 62
 PATIENCE_SECONDS = 20  # between looks at whether the workers still live
 STALLED_SECONDS = 300
-TOGETHER = 32  # images held at their own sizes: crops are drawn for all of them at once, and memory stays small
+TOGETHER = 8  # images held at their own sizes: crops are drawn for all of them at once, and they are still in the cache when cut
 
 Transform = Callable[[np.ndarray, int], Tensor]
 Views = Callable[[list[np.ndarray], np.ndarray], list[Tensor]]

@@ -19,10 +19,13 @@ def candidates(key: int, length: int) -> np.ndarray:
 
 def read(source: Source, index: int, key: int) -> tuple[np.ndarray, int, list[DamagedImage]]:
     """(image, id of the image shown, damage met on the way). Raises ConfigError where the substitutes are damaged too."""
-    damage = []
-    for shown in (index, *candidates(key, len(source))):
+    try:
+        return source.read(index), index, []
+    except DamagedImage as error:
+        damage = [error]
+    for shown in candidates(key, len(source)).tolist():
         try:
-            return source.read(int(shown)), int(shown), damage
+            return source.read(shown), shown, damage
         except DamagedImage as error:
             damage.append(error)
     raise too_much(damage[0])
