@@ -117,7 +117,7 @@ def on_a_rank(rank, world):
 
 
 def test_a_nan_on_one_rank_is_skipped_on_both_and_a_flipped_bit_is_found(tmp_path):
-    (one, skipped, said), (two, skipped_too, said_too) = on_two_ranks(on_a_rank, tmp_path, start="fork")
+    (one, skipped, said), (two, skipped_too, said_too) = on_two_ranks(on_a_rank, tmp_path)
     assert (skipped, skipped_too) == (1, 1)
     assert same(one, two)
     assert torch.equal(one[1], one[2])

@@ -5,12 +5,12 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 
-def on_two_ranks(work, folder, start="spawn"):
+def on_two_ranks(work, folder):
     """What `work(rank, 2)` returns on each of two ranks of one process group; `work` is a module's function, its results are tensors.
 
-    `start="fork"` spares them the imports.
+    The ranks are forked, which spares them the imports.
     """
-    mp.start_processes(_rank, args=(work, str(folder)), nprocs=2, start_method=start)
+    mp.start_processes(_rank, args=(work, str(folder)), nprocs=2, start_method="fork")
     return [torch.load(f"{folder}/{rank}.pt") for rank in range(2)]
 
 
