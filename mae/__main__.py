@@ -4,20 +4,20 @@ import importlib
 import sys
 
 TOOLS = {
-    "doctor": "check whether a run could start, and predict its time, memory and cost",
     "data": "look at the images that a run would be trained on",
+    "statistics": "mean and deviation of every channel, as a file that other commands take",
+    "shard": "a folder of images as tar shards, checked",
+    "doctor": "check whether a run could start, and predict its time, memory and cost",
     "pretrain": "pretrain an encoder without labels",
     "linear_probe": "train a linear classifier on a frozen encoder",
     "finetune": "train a classifier from an encoder, all weights",
     "evaluate": "measure any encoder by any protocols",
-    "features": "vectors of a folder of images, by any encoder",
-    "export": "an encoder as timm, Hugging Face, the MAE authors' code or ONNX runtimes open it",
-    "ladder": "pretrain every method on the same data and budget, and compare",
     "compare": "put runs side by side: a table, a spreadsheet and one page",
+    "ladder": "pretrain every method on the same data and budget, and compare",
     "pictures": "draw reconstructions, samples, interpolations, atoms of a run",
-    "shard": "write any images as tar shards, checked and indexed",
-    "statistics": "mean and std of the training images, channel by channel, as a file for other commands",
+    "features": "vectors of a folder of images, by any encoder",
     "latents": "encode a folder of images as shards for latent diffusion",
+    "export": "an encoder as timm, Hugging Face, the MAE authors' code or ONNX runtimes open it",
 }
 
 
