@@ -93,9 +93,25 @@ def test_random_labels_score_chance():
 
 
 def test_without_validation_images_the_choice_is_made_on_a_part_of_train():
-    result = linear_probe.evaluate(material(), **ARGUMENTS)
+    result = linear_probe.evaluate(material(), **ARGUMENTS, folds=1)
     assert result.settings == linear_probe.evaluate(material(), **ARGUMENTS, held_out=0.1).settings
     assert result.metrics["n_train"] == 300
+
+
+def test_cross_validation_holds_every_image_out_once_from_heads_that_never_learn_it():
+    data, how = clouds(200, noise=0.3), dict(epochs=6, batch_size=64, classes=CLASSES, seed=1)
+    found = linear_probe.cross_validated(data, GRID, 4, **how)
+    assert all(0 <= right <= 200 for _, right, _ in found)
+    assert found[1][1] > found[0][1]  # a rate of 0.001 has not learnt much yet
+    random = Features(data.x, torch.randint(CLASSES, data.y.shape, generator=torch.Generator().manual_seed(77)))
+    assert max(right for _, right, _ in linear_probe.cross_validated(random, GRID, 4, **how)) < 100  # no head knows its own fold's labels
+
+    unseen = torch.zeros(len(GRID), 200, dtype=torch.bool)
+    unseen[:, :50] = True
+    other = Features(data.x, torch.where(torch.arange(200) < 50, (data.y + 1) % CLASSES, data.y))
+    one, two = (linear_probe.train(d, GRID, unseen=unseen, **how) for d in (data, other))
+    assert torch.equal(one.weight, two.weight)
+    assert torch.equal(one.bias, two.bias)
 
 
 def test_the_half_width_is_the_bootstraps():
