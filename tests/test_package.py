@@ -15,7 +15,7 @@ ALLOWED = {
     "reporting": {"reporting"},
     "interop": {"interop", "methods", "nets"},
 }
-EVERYWHERE = {"keys", "config", "errors", "version"}
+EVERYWHERE = {"keys", "config", "errors", "units", "version"}
 
 
 def test_every_package_and_every_configuration_is_installed():

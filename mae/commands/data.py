@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,10 @@ from tqdm import tqdm
 
 from mae import config
 from mae.commands import door, options
-from mae.commands.units import size
 from mae.config import Config
 from mae.data.sources import Source, Splits, open_splits
 from mae.errors import ConfigError
+from mae.units import size
 
 USAGE = """
 usage: mae data [FILE.yaml ...] [section.key=value ...] [--images N] [--out DIR]
@@ -37,14 +38,13 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _story(words: list[str]) -> None:
-    out, words = _out(words)
-    _, numbers, words = options.pick(words, (), {"images": LOOKED_AT})
+    _, numbers, texts, words = options.pick(words, numbers={"images": LOOKED_AT}, texts=("out",))
     arguments, words = config.split_words(words)
     if arguments:
         raise ConfigError(f"{arguments[0]!r} is neither a .yaml file nor an override: write section.key=value")
     cfg = config.load(words)
     splits = open_splits(cfg.data)
-    folder = Path(out or f"data-{cfg.data.name}")
+    folder = Path(texts.get("out", f"data-{cfg.data.name}"))
     if folder.exists() and not folder.is_dir():
         raise ConfigError(f"{folder} is a file: choose another --out")
 
@@ -58,17 +58,6 @@ def _story(words: list[str]) -> None:
     figures["images_per_second"] = _pace(cfg, splits)
     (folder / "data.json").write_text(json.dumps(figures, indent=1))
     print(f"\n{sheet}, {folder / 'data.json'}")
-
-
-def _out(words: list[str]) -> tuple[str | None, list[str]]:
-    """The value of --out, and the other words."""
-    mine = [i for i, word in enumerate(words) if word == "--out" or word.startswith("--out=")]
-    if not mine:
-        return None, words
-    at = mine[0]
-    upto = at + (1 if "=" in words[at] else 2)
-    found, _ = options.take(words[at:upto], "out")
-    return found["out"], [*words[:at], *words[upto:]]
 
 
 def _seen(source: Source, limit: int, threads: int) -> dict[str, Any]:
@@ -86,9 +75,9 @@ def _seen(source: Source, limit: int, threads: int) -> dict[str, Any]:
     if not looks:
         raise ConfigError(f"none of {len(ids)} images can be read: check data.path")
     sides = np.array([look.size for look in looks])
-    print(f"  height       {survey.percentiles(sides[:, 0])} pixels (least / median / most)")
-    print(f"  width        {survey.percentiles(sides[:, 1])} pixels")
-    print(f"  kind         {survey.kinds(looks)}")
+    print(f"  height       {_spread(sides[:, 0])} pixels (least / median / most)")
+    print(f"  width        {_spread(sides[:, 1])} pixels")
+    print(f"  kind         {_kinds(looks)}")
     sizes = [look.content for look in looks if look.content is not None]
     if sizes:
         print(f"  files        {np.mean(sizes) / 1024:,.0f} KiB each on average, about {size(np.mean(sizes) * len(source))} in all")
@@ -99,6 +88,18 @@ def _seen(source: Source, limit: int, threads: int) -> dict[str, Any]:
         "width": np.quantile(sides[:, 1], [0, 0.05, 0.5, 0.95, 1]).tolist(),
         "kinds": {kind: sum(look.kind == kind for look in looks) for kind in sorted({look.kind for look in looks})},
     }
+
+
+def _spread(values: np.ndarray) -> str:
+    """'156 / 375 / 1,600': least, median and most."""
+    return " / ".join(f"{round(v):,}" for v in (values.min(), np.median(values), values.max()))
+
+
+def _kinds(looks: list[Any]) -> str:
+    """'JPEG RGB 98%, JPEG L 2%', the commonest first."""
+    counted = Counter(look.kind for look in looks).most_common()
+    shares = [f"{kind} {100 * count / len(looks):.3g}%" for kind, count in counted[:5]]
+    return counted[0][0] if len(counted) == 1 else ", ".join(shares) + (", ..." if len(counted) > 5 else "")
 
 
 def _balance(splits: Splits) -> dict[str, int]:
@@ -174,15 +175,11 @@ def _pace(cfg: Config, splits: Splits) -> dict[str, float]:
 
 def _model_pace(cfg: Config, batch: Any, device: Any) -> float:
     """Images a second of whole training steps on one batch."""
-    import contextlib
-
-    import torch
-
     from mae.data.batch import normalise
     from mae.methods.build import build
     from mae.nets.vit import choose_attention
     from mae.training import optim, precision
-    from mae.training.loop import DTYPES
+    from mae.training.loop import autocast
 
     model = build(cfg).to(device)
     choose_attention(model, device)
@@ -192,7 +189,7 @@ def _model_pace(cfg: Config, batch: Any, device: Any) -> float:
     kind = precision.choose(cfg.train.precision, device)
 
     def step() -> None:
-        with torch.autocast(device.type, DTYPES[kind]) if kind != "fp32" else contextlib.nullcontext():
+        with autocast(kind, device):
             model(normalise(batch.images, cfg.data), keys=batch.keys).loss.backward()
         optimizer.step()
         optimizer.zero_grad()

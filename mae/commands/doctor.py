@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from mae import config as configuration
 from mae.commands import door, options
-from mae.commands.units import duration, si, size
 from mae.config import Config
 from mae.errors import ConfigError
 from mae.training.run import RunFolder, default_folder
+from mae.units import duration, si, size
 
 if TYPE_CHECKING:  # torch comes with them: only once the words are known to be good
     import torch
@@ -54,7 +54,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _story(words: list[str]) -> None:
-    gpus, numbers, words = options.pick(words, GPUS, {"ranks": None})
+    gpus, numbers, _, words = options.pick(words, GPUS, {"ranks": None})
     arguments, _ = configuration.split_words(words)
     if arguments:
         raise ConfigError(f"{arguments[0]!r} is neither a .yaml file nor an override: write section.key=value")

@@ -223,6 +223,7 @@ def _train(
                     job.draw(whole, tracker, ranks.device, step)
 
     def batches() -> Iterator[list[Batch]]:
+        """The steps' images from where the run stands, which after going back is another place."""
         return train_batches(
             splits.train,
             config,

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 from mae.errors import ConfigError
 
@@ -11,19 +12,7 @@ def take(words: Sequence[str], *names: str) -> tuple[dict[str, str], list[str]]:
 
     Every name has to be given, once. Raises ConfigError for a missing or unknown one.
     """
-    found: dict[str, str] = {}
-    rest: list[str] = []
-    left = list(words)
-    while left:
-        word = left.pop(0)
-        name, equals, value = word.removeprefix("--").partition("=")
-        if not word.startswith("--"):
-            rest.append(word)
-        elif name not in names or name in found:
-            known = " and ".join(f"--{n}" for n in names)
-            raise ConfigError(f"{word} is {'given twice' if name in found else 'no option here'}: give {known}, once")
-        elif equals or left:
-            found[name] = value if equals else left.pop(0)
+    _, found, rest = _separate(words, (), names)
     for name in names:
         if not found.get(name):
             raise ConfigError(f"--{name} is missing: say it with --{name} {name.upper()}")
@@ -31,14 +20,26 @@ def take(words: Sequence[str], *names: str) -> tuple[dict[str, str], list[str]]:
 
 
 def pick(
-    words: Sequence[str], flags: Sequence[str], numbers: Mapping[str, int | None]
-) -> tuple[set[str], dict[str, int | None], list[str]]:
-    """Separates `--flag`, and `--name N` with a whole number from 1, from the other words: (flags given, numbers by name, the rest).
+    words: Sequence[str], flags: Sequence[str] = (), numbers: Mapping[str, int | None] = MappingProxyType({}), texts: Sequence[str] = ()
+) -> tuple[set[str], dict[str, int | None], dict[str, str], list[str]]:
+    """Separates what may be given, `--flag`, `--name N` with a whole number from 1, `--name TEXT`, from the other words.
 
-    `numbers`: the names with their defaults. Raises ConfigError for an unknown name and for what is no such number.
+    `numbers`: the names with their defaults. Returns the flags that are given, the numbers by name, the texts that are given by name, and
+    the rest. Raises ConfigError for an unknown name and for what is no such number.
     """
+    given, found, rest = _separate(words, flags, (*numbers, *texts))
+    for name, value in found.items():
+        if not value or (name in numbers and not re.fullmatch("[1-9][0-9]{0,8}", value)):
+            wanted = "a whole number from 1" if name in numbers else "a value"
+            raise ConfigError(f"--{name} {value or 'without a value'} is not possible: give {wanted}")
+    read = {name: int(found[name]) if name in found else default for name, default in numbers.items()}
+    return given, read, {name: found[name] for name in texts if name in found}, rest
+
+
+def _separate(words: Sequence[str], flags: Sequence[str], names: Sequence[str]) -> tuple[set[str], dict[str, str], list[str]]:
+    """(flags given, values by name, the rest); a value that is missing is empty."""
     given: set[str] = set()
-    found: dict[str, int | None] = {}
+    found: dict[str, str] = {}
     rest: list[str] = []
     left = list(words)
     while left:
@@ -48,15 +49,12 @@ def pick(
             rest.append(word)
         elif name in flags and not equals:
             given.add(name)
-        elif name in numbers and name not in found:
-            value = value if equals else left.pop(0) if left else ""
-            if not re.fullmatch("[1-9][0-9]{0,8}", value):
-                raise ConfigError(f"--{name} {value or 'without a value'} is not possible: give a whole number from 1")
-            found[name] = int(value)
+        elif name in names and name not in found:
+            found[name] = value if equals else left.pop(0) if left else ""
         else:
-            known = ", ".join(f"--{n}" for n in (*numbers, *flags))
+            known = ", ".join(f"--{n}" for n in (*names, *flags))
             raise ConfigError(f"{word} is {'given twice' if name in found else 'no option here'}: there are {known}")
-    return given, {**numbers, **found}, rest
+    return given, found, rest
 
 
 def only(words: Sequence[str], known: Sequence[str], decides: str) -> None:

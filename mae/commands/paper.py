@@ -2,13 +2,13 @@
 
 import torch
 
-from mae.commands.units import duration, si, size
 from mae.config import Config
 from mae.data.sources import open_splits
 from mae.errors import ConfigError
 from mae.methods.build import build
 from mae.training import estimate, parallel, schedule
 from mae.training.arithmetic import shape_of
+from mae.units import duration, si, size
 
 
 def show(config: Config, gpu: str, ranks: int) -> None:

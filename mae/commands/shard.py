@@ -53,7 +53,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _story(words: list[str]) -> None:
-    flags, numbers, words = options.pick(words, ("verify",), OPTIONS)
+    flags, numbers, _, words = options.pick(words, ("verify",), OPTIONS)
     arguments, words = config.split_words(words)
     configured = config.names(words, "data")
     expected = 1 if configured or flags else 2

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from mae.data.decode import decode
-from mae.data.sources import Source, Subset
+from mae.data.sources import Source, file_of
 from mae.errors import ConfigError
 
 SIGNATURES = ((b"\xff\xd8\xff", "jpg"), (b"\x89PNG\r\n\x1a\n", "png"), (b"RIFF", "webp"))
@@ -51,10 +51,8 @@ class Encoder:
 
 def _opened(source: Source, index: int) -> tuple[bytes, np.ndarray]:
     """(the file's bytes, b"" where the source has none; its pixels (H, W, 1 or 3) uint8)."""
-    if isinstance(source, Subset):
-        return _opened(source.source, int(source.positions[index]))
-    if hasattr(source, "content"):
-        content = source.content(index)
+    content = file_of(source, index)
+    if content is not None:
         return content, decode(content, channels=3, name=source.name_of(index))
     pixels = source.read(index)
     if pixels.dtype != np.uint8 or pixels.shape[2] not in (1, 3):

@@ -1,7 +1,6 @@
 """What lies in a source: sizes, kinds and damage, by looking at its images one by one."""
 
 import io
-from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -52,18 +51,3 @@ def _kind(content: bytes | None) -> str | None:
 def _numbers(pixels: np.ndarray) -> str:
     depth = f"{8 * pixels.dtype.itemsize}-bit" if pixels.dtype.kind == "u" else str(pixels.dtype)
     return f"{depth}, {pixels.shape[2]} channel{'s' * (pixels.shape[2] > 1)}"
-
-
-def percentiles(values: np.ndarray) -> str:
-    """'156 / 375 / 1,600': least, median and most."""
-    return " / ".join(f"{round(v):,}" for v in (values.min(), np.median(values), values.max()))
-
-
-def kinds(looks: list[Look]) -> str:
-    """'JPEG RGB 98%, JPEG L 2%', the commonest first."""
-    counted = Counter(look.kind for look in looks).most_common()
-    return ", ".join(f"{kind} {_share(count, len(looks))}" for kind, count in counted[:5]) + (", ..." if len(counted) > 5 else "")
-
-
-def _share(count: int, of: int) -> str:
-    return "" if count == of else f"{100 * count / of:.1f}%" if count * 50 < of else f"{100 * count / of:.0f}%"

@@ -8,6 +8,7 @@ from typing import Any
 from tqdm import tqdm
 
 from mae.training.schedule import Plan
+from mae.units import clock
 
 
 class Console:
@@ -39,16 +40,10 @@ class Console:
             self.last_line = time.monotonic()
             done = self.plan.done(row["step"], seconds)
             left = seconds * (1 - done) / done if done else 0.0
-            print(f"step {row['step']} ({done:.0%}): {figures}, {_duration(left)} left", file=sys.stderr, flush=True)
+            print(f"step {row['step']} ({done:.0%}): {figures}, {clock(left)} left", file=sys.stderr, flush=True)
 
     def close(self) -> None:
         """Leaves the bar as it stands."""
         if self.bar is not None:
             with contextlib.suppress(OSError):
                 self.bar.close()
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

@@ -3,8 +3,11 @@
 
 def duration(seconds: float) -> str:
     """Seconds as 8.1 s, 1:41 or 2:03:00."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
+    return f"{seconds:.1f} s" if seconds < 60 else clock(seconds)
+
+
+def clock(seconds: float) -> str:
+    """Seconds as 0:08, 1:41 or 2:03:00."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
