@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from two_ranks import on_two_ranks, trained
+from ranks import on_ranks, trained
 
 import mae
 from mae import config
@@ -104,7 +104,7 @@ def losses_of_all(rank, world):
 
 
 def test_two_ranks_lose_what_one_does(tmp_path):
-    first, second = on_two_ranks(losses_of_all, tmp_path)
+    first, second = on_ranks(losses_of_all, tmp_path, 2)
     for name, losses in losses_of_all(0, 1).items():
         torch.testing.assert_close((first[name] + second[name]) / 2, losses, rtol=1e-4, atol=1e-5, msg=name)
 

@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 from descent import descend
+from ranks import on_ranks, trained
 from sklearn.cluster import KMeans
-from two_ranks import on_two_ranks, trained
 
 import mae
 from mae.errors import ConfigError
@@ -155,7 +155,7 @@ def train_small(rank, world):
 
 
 def test_two_ranks_are_one_with_the_batch_of_both(tmp_path):
-    both, one = on_two_ranks(train_small, tmp_path), train_small(0, 1)
+    both, one = on_ranks(train_small, tmp_path, 2), train_small(0, 1)
     for name, value in one.items():
         found = (both[0][name] + both[1][name]) / 2 if name.endswith("losses") else both[0][name]
         torch.testing.assert_close(found, value, rtol=1e-4, atol=1e-5, msg=name)

@@ -9,10 +9,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ranks import on_ranks
 from run_folders import make_run
 from safetensors.torch import load_file
 from torch import nn
-from two_ranks import on_two_ranks
 
 import mae
 from mae import config
@@ -113,7 +113,7 @@ def on_a_rank(rank, world):
 
 
 def test_a_nan_on_one_rank_is_skipped_on_both_and_a_flipped_bit_is_found(tmp_path):
-    (one, skipped, said), (two, skipped_too, said_too) = on_two_ranks(on_a_rank, tmp_path)
+    (one, skipped, said), (two, skipped_too, said_too) = on_ranks(on_a_rank, tmp_path, 2)
     assert (skipped, skipped_too) == (1, 1)
     assert same(one, two)
     assert torch.equal(one[1], one[2])
