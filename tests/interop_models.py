@@ -2,9 +2,13 @@
 
 import torch
 
+import mae
+from mae import config
 from mae.keys import Data
 from mae.methods.mae import MAE
 from mae.nets import vit
+from mae.training import checkpoint
+from mae.training.run import RunFolder
 
 TINY = dict(patch_size=8, embed_dim=32, depth=2, num_heads=4)
 GREY_AND_COLOUR = {1: Data(mean=[0.4], std=[0.2]), 3: Data(mean=[0.4, 0.5, 0.6], std=[0.2, 0.3, 0.1])}
@@ -30,3 +34,12 @@ def masked_autoencoder(image_size=(32, 32), channels=3):
     randomise(model.decoder)
     vit.set_sincos_positions(model.encoder)
     return model.eval()
+
+
+def untrained_run(path, words):
+    """A run folder as training leaves it, of a method with fresh weights."""
+    folder = RunFolder(path)
+    folder.create(config.load(words), {})
+    weights = {f"model.{name}": value for name, value in mae.create(words).state_dict().items()}
+    checkpoint.save(folder.checkpoints, 1, weights, {}, facts={}, keep=1)
+    return folder.path

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from interop_models import untrained_run
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -15,7 +16,6 @@ from mae.commands import export, features
 from mae.commands.pretraining import _method
 from mae.data.batch import normalise
 from mae.interop import onnx_file
-from mae.training import checkpoint
 from mae.training.run import RunFolder
 
 WORDS = ["data.name=folder", "data.image_size=16", "data.workers=0", "data.mean=[0.5,0.4,0.3]", "data.std=[0.25,0.2,0.3]", "data.resize=1"]
@@ -26,11 +26,7 @@ WORDS += ["train.device=cpu", "train.precision=fp32", "train.steps=1"]
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A run as training leaves it, of an untrained MAE."""
-    folder, method = RunFolder(tmp_path_factory.mktemp("runs") / "photos-mae"), mae.create(WORDS)
-    folder.create(mae.config.load(WORDS), {})
-    weights = {f"model.{name}": value for name, value in method.state_dict().items()}
-    checkpoint.save(folder.checkpoints, 1, weights, {}, facts={}, keep=1)
-    return folder.path
+    return untrained_run(tmp_path_factory.mktemp("runs") / "photos-mae", WORDS)
 
 
 @pytest.fixture(scope="module")
@@ -125,9 +121,7 @@ def test_training_starts_from_any_encoder_at_the_size_and_channels_of_its_data(t
 def test_what_cannot_be_done_is_refused_before_anything_is_made(run, photos, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(onnx_file, "NEEDED", ("no_such_package",))
     conv = [w for w in WORDS if not w.startswith("encoder.")] + ["configs/methods/ae.yaml", "encoder.name=conv", "encoder.patch_size=4"]
-    RunFolder(tmp_path / "conv").create(mae.config.load(conv), {})
-    weights = {f"model.{name}": value for name, value in mae.create(conv).state_dict().items()}
-    checkpoint.save(RunFolder(tmp_path / "conv").checkpoints, 1, weights, {}, facts={}, keep=1)
+    untrained_run(tmp_path / "conv", conv)
     (tmp_path / "empty").mkdir()
     target, taken = str(tmp_path / "x"), str(photos)
     for tool, words, answer in (
