@@ -15,6 +15,11 @@ class AttentivePool(nn.Module):
     2 B N D H operations instead of 2 B N D^2 twice.
     """
 
+    query: nn.Parameter
+    key: nn.Parameter
+    value: nn.Parameter
+    weight: nn.Parameter
+
     def __init__(self, width: int, *, heads: int, classes: int, seed: int) -> None:
         """`heads` divides `width`. The first weights are a pure function of the seed."""
         super().__init__()

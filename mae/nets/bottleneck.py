@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from mae.errors import ConfigError
 from mae.nets import vit
+from mae.nets.encoders import Encoder
 
 KINDS = ("global", "token")
 
@@ -16,7 +17,7 @@ class Bottleneck(nn.Module):
     Raises ConfigError for an unknown kind and for a code that is no narrower than what it shall sum up.
     """
 
-    def __init__(self, encoder: nn.Module, *, kind: str, size: int, width: int, moments: int = 1) -> None:
+    def __init__(self, encoder: Encoder, *, kind: str, size: int, width: int, moments: int = 1) -> None:
         super().__init__()
         if kind not in KINDS:
             raise ConfigError(f"method.bottleneck {kind} is unknown: choose one of {', '.join(KINDS)}")

@@ -3,7 +3,7 @@ MAE paper, section 4.3 and appendix A.
 """
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Protocol, Self
 
 import timm
 import torch
@@ -14,14 +14,25 @@ from torch import Tensor, nn
 from mae.errors import ConfigError
 
 
+class Encodes(Protocol):
+    """A module that makes features (B, D) of normalised images (B, C, H, W)."""
+
+    def encode(self, images: Tensor, pool: str, /) -> Tensor: ...
+
+    def requires_grad_(self, requires_grad: bool) -> Self: ...
+
+    def eval(self) -> Self: ...
+
+
 class LinearProbe(nn.Module):
     """Frozen encoder -> BatchNorm1d(affine=False) -> Linear. The encoder stays in eval mode whatever the module is in.
 
     The normalisation replaces a hand-tuned feature scale and is folded into the linear map at test time (paper, A.1).
     """
 
-    def __init__(self, encoder: nn.Module, *, width: int, classes: int, pool: str) -> None:
-        """`encoder` is anything whose encode(images, pool) gives features (B, width)."""
+    encoder: Encodes
+
+    def __init__(self, encoder: Encodes, *, width: int, classes: int, pool: str) -> None:
         super().__init__()
         self.encoder = encoder.requires_grad_(False)
         self.pool = pool
@@ -65,6 +76,8 @@ def finetuned(
         drop_path_rate=drop_path,
         **overrides,
     )
+    assert isinstance(model, VisionTransformer)  # the name of one makes one
+    assert isinstance(model.head, nn.Linear)
     weights = {k: v for k, v in encoder.state_dict().items() if not k.startswith("norm.")}
     prefix = 0 if encoder.no_embed_class else encoder.num_prefix_tokens
     weights["pos_embed"] = resample_abs_pos_embed(

@@ -100,9 +100,10 @@ class Residual(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         convolution = partial(nn.Conv2d, width, width, 3, padding=1)
-        self.change = nn.Sequential(_norm(width), nn.SiLU(), convolution(), _norm(width), nn.SiLU(), convolution())
-        nn.init.zeros_(self.change[-1].weight)
-        nn.init.zeros_(self.change[-1].bias)
+        first, last = convolution(), convolution()
+        self.change = nn.Sequential(_norm(width), nn.SiLU(), first, _norm(width), nn.SiLU(), last)
+        for parameter in last.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, width, H, W) -> the same shape"""

@@ -56,6 +56,11 @@ class PatchPCA(nn.Module):
     has no branches, costs one product of patches and is the same on all ranks. Both settle as batches are averaged.
     """
 
+    batches: Tensor
+    mean: Tensor
+    covariance: Tensor
+    directions: Tensor
+
     def __init__(self, *, patch: tuple[int, int], values: int, components: int) -> None:
         super().__init__()
         self.patch = patch

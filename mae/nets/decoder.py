@@ -12,12 +12,13 @@ from torch.nn import functional as F
 from mae.errors import ConfigError
 from mae.nets import vit
 from mae.nets.conv import ConvDecoder, ConvEncoder, DenseEncoder
+from mae.nets.encoders import Encoder
 from mae.nets.positions import sincos_table
 
 _norm = partial(nn.LayerNorm, eps=1e-6)
 
 
-def sizes(encoder: nn.Module, depth: int | str, width: int | str, heads: int | str) -> tuple[int, int, int]:
+def sizes(encoder: Encoder, depth: int | str, width: int | str, heads: int | str) -> tuple[int, int, int]:
     """(depth, width, heads) of the decoder of an encoder, each as given or 'auto'.
 
     `auto` is the paper's 8 blocks of 512 for encoders at least 768 wide; smaller ones get a quarter of their blocks at half their
@@ -33,7 +34,7 @@ def sizes(encoder: nn.Module, depth: int | str, width: int | str, heads: int | s
     return depth, width, heads
 
 
-def mlp_ratio(encoder: nn.Module) -> float:
+def mlp_ratio(encoder: Encoder) -> float:
     """The hidden width of a block's MLP over the block's width: the decoder's blocks have their encoder's proportions."""
     mlp = getattr(encoder.blocks[0], "mlp", None) if len(encoder.blocks) else None
     return mlp.fc2.in_features / encoder.embed_dim if mlp is not None else 4.0
@@ -45,9 +46,11 @@ class Decoder(nn.Module):
     `inputs` is the width of the tokens that it is given (default: the encoder's). A decoder that `hides` has a mask token.
     """
 
+    positions: Tensor  # (1, N, width)
+
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: Encoder,
         *,
         depth: int | str,
         width: int | str,
@@ -61,11 +64,13 @@ class Decoder(nn.Module):
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width)) if hides else None
         self.register_buffer("positions", sincos_table(width, encoder.patch_embed.grid_size), persistent=False)
         ratio = mlp_ratio(encoder)
-        self.blocks = nn.Sequential(*(Block(width, heads, mlp_ratio=ratio, qkv_bias=True, norm_layer=_norm) for _ in range(depth)))
+        # timm says type[Module] and calls it with a width
+        block = partial(Block, width, heads, mlp_ratio=ratio, qkv_bias=True, norm_layer=_norm)  # type: ignore[arg-type]
+        self.blocks = nn.Sequential(*(block() for _ in range(depth)))
         self.norm = _norm(width)
         self.pred = nn.Linear(width, vit.patch_values(encoder))
         vit.initialise(self)
-        if hides:
+        if self.mask_token is not None:
             nn.init.normal_(self.mask_token, std=0.02)
 
     def forward(self, tokens: Tensor, known: Tensor, unknown: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -79,6 +84,7 @@ class Decoder(nn.Module):
         prefix = x.shape[1] - count
         parts = [x[:, :prefix], x[:, prefix:] + vit.take(self.positions, known)]
         if unknown is not None:
+            assert self.mask_token is not None, "this decoder was made for tokens of which none is hidden"
             parts.append(self.mask_token + vit.take(self.positions, unknown))
         x = self.norm(self.blocks(torch.cat(parts, dim=1)))
         return x[:, prefix : prefix + count], x[:, prefix + count :]
@@ -90,7 +96,9 @@ class CrossDecoder(nn.Module):
     Takes the same arguments as Decoder and answers alike; the tokens of known patches pass through undecoded.
     """
 
-    def __init__(self, encoder: nn.Module, *, depth: int | str, width: int | str, heads: int | str) -> None:
+    positions: Tensor  # (1, N, width)
+
+    def __init__(self, encoder: Encoder, *, depth: int | str, width: int | str, heads: int | str) -> None:
         super().__init__()
         depth, width, heads = sizes(encoder, depth, width, heads)
         self.embed = nn.Linear(encoder.embed_dim, width)
@@ -131,7 +139,7 @@ class CrossBlock(nn.Module):
         return x + self.mlp(self.norm2(x))
 
 
-def image_decoder(encoder: nn.Module, *, depth: int | str, width: int | str, heads: int | str, inputs: int) -> nn.Module:
+def image_decoder(encoder: Encoder, *, depth: int | str, width: int | str, heads: int | str, inputs: int) -> nn.Module:
     """The decoder that suits an encoder: a module from tokens at every place (B, N, inputs) to images (B, C, H, W).
 
     Transformer blocks for a ViT; convolutions for `conv`, `depth` blocks at every scale; one layer for `dense` and `linear`.
@@ -160,7 +168,7 @@ class AllPatches(nn.Module):
 class PatchDecoder(nn.Module):
     """Values for every patch by any net, laid out as images."""
 
-    def __init__(self, encoder: nn.Module, net: nn.Module) -> None:
+    def __init__(self, encoder: Encoder, net: nn.Module) -> None:
         super().__init__()
         self.net, self.grid, self.patch = net, encoder.patch_embed.grid_size, encoder.patch_embed.patch_size
 

@@ -3,15 +3,16 @@
 from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from timm.models.vision_transformer import VisionTransformer
 
 from mae.nets import sizes, vit
 from mae.nets.conv import ConvEncoder, DenseEncoder
 
 OWN = ("conv", "dense", "linear")
+Encoder = VisionTransformer | ConvEncoder | DenseEncoder
 
 
-def create(name: str, *, image_size: tuple[int, int], channels: int, overrides: Mapping[str, Any]) -> nn.Module:
+def create(name: str, *, image_size: tuple[int, int], channels: int, overrides: Mapping[str, Any]) -> Encoder:
     """An encoder for images of (H, W) pixels; of `overrides` our own take patch_size, embed_dim (64) and depth (1) alone.
 
     Raises ConfigError for a name that neither timm nor we know and for sizes that do not fit each other.

@@ -5,12 +5,15 @@ turns them into ids, so that every sample of a batch hides the same number of pa
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from mae.nets import keyed
+
+Scheme = Callable[[Tensor, tuple[int, int], float], Tensor]
 
 
 class Split(NamedTuple):

@@ -13,6 +13,8 @@ from mae.nets import keyed
 class Prior(nn.Module):
     """p(code at a place | the codes before it), for `places` places with `codes` codes each."""
 
+    future: Tensor
+
     def __init__(self, *, codes: int, places: int, width: int, depth: int, heads: int) -> None:
         super().__init__()
         self.codes, self.places = codes, places

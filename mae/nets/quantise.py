@@ -35,6 +35,10 @@ class Codebook(nn.Module):
     batch and the keys of its samples, however it is spread over ranks.
     """
 
+    vectors: Tensor
+    shares: Tensor
+    started: Tensor
+
     def __init__(self, size: int, width: int, *, decay: float, restart_below: float, learned: bool) -> None:
         super().__init__()
         self.size, self.width, self.decay, self.restart_below = size, width, decay, restart_below
@@ -105,6 +109,9 @@ class FSQ(nn.Module):
 
     The grid is symmetric for even levels too, where the paper moves it by half a step.
     """
+
+    levels: Tensor
+    strides: Tensor
 
     def __init__(self, levels: Sequence[int]) -> None:
         super().__init__()

@@ -15,6 +15,10 @@ class Standardise(nn.Module):
     with a large mean in common are all explained by the same few atoms.
     """
 
+    mean: Tensor
+    variance: Tensor
+    batches: Tensor
+
     def __init__(self, width: int) -> None:
         super().__init__()
         self.register_buffer("mean", torch.zeros(width))

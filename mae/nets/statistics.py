@@ -7,6 +7,7 @@ A loss that puts a batch mean through something non-linear (a logarithm, a diver
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import FunctionCtx
 
 
 def global_mean(x: Tensor) -> Tensor:
@@ -32,11 +33,11 @@ class _Mean(torch.autograd.Function):
     """Backward averages too: gradients are then averaged over ranks once more, by data parallelism, as those of a large batch are."""
 
     @staticmethod
-    def forward(ctx, x: Tensor) -> Tensor:  # type: ignore[no-untyped-def, override]
+    def forward(ctx: FunctionCtx, x: Tensor) -> Tensor:
         return _averaged(x)
 
     @staticmethod
-    def backward(ctx, gradient: Tensor) -> Tensor:  # type: ignore[no-untyped-def, override]
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> Tensor:
         return _averaged(gradient)
 
 

@@ -2,7 +2,7 @@
 
 import difflib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import timm
 import torch
@@ -13,6 +13,9 @@ from torch.nn import functional as F
 
 from mae.errors import ConfigError
 from mae.nets.positions import sincos_table
+
+if TYPE_CHECKING:
+    from mae.nets.encoders import Encoder  # which is made of this
 
 
 def create_encoder(
@@ -77,8 +80,14 @@ def set_sincos_positions(encoder: VisionTransformer) -> None:
     prefix = 0 if encoder.no_embed_class else encoder.num_prefix_tokens
     table = sincos_table(encoder.embed_dim, encoder.patch_embed.grid_size, prefix)
     with torch.no_grad():
-        encoder.pos_embed.copy_(table)
-    encoder.pos_embed.requires_grad_(False)
+        positions(encoder).copy_(table)
+    positions(encoder).requires_grad_(False)
+
+
+def positions(encoder: VisionTransformer) -> nn.Parameter:
+    """The position table (1, N or P + N, D) of an encoder that `create_encoder` has made: it refuses those without one."""
+    assert encoder.pos_embed is not None
+    return encoder.pos_embed
 
 
 def choose_attention(module: nn.Module, device: torch.device) -> None:
@@ -89,7 +98,7 @@ def choose_attention(module: nn.Module, device: torch.device) -> None:
     """
     for child in module.modules():
         if hasattr(child, "fused_attn"):
-            child.fused_attn = device.type != "cpu"
+            child.fused_attn = device.type != "cpu"  # type: ignore[assignment]  # a Module's stubs know tensors and modules alone
 
 
 def patchify(images: Tensor, patch: tuple[int, int]) -> Tensor:
@@ -102,7 +111,7 @@ def unpatchify(patches: Tensor, grid: tuple[int, int], patch: tuple[int, int]) -
     return rearrange(patches, "b (h w) (p q c) -> b c (h p) (w q)", h=grid[0], w=grid[1], p=patch[0], q=patch[1])
 
 
-def patch_values(encoder: nn.Module) -> int:
+def patch_values(encoder: "Encoder") -> int:
     """How many numbers a patch of the encoder's images is: p * q * C."""
     height, width = encoder.patch_embed.patch_size
     return height * width * encoder.patch_embed.proj.in_channels
@@ -120,13 +129,13 @@ def encode_patches(encoder: VisionTransformer, patches: Tensor, ids: Tensor) -> 
     timm's `forward_features` of the image.
     """
     x = _embed(encoder, take(patches, ids))
-    positions = encoder.pos_embed
-    prefix = [token for token in (encoder.cls_token, encoder.reg_token) if token is not None]
+    table: Tensor = positions(encoder)
+    prefix: list[Tensor] = [token for token in (encoder.cls_token, encoder.reg_token) if token is not None]
     prefix_tokens = torch.cat(prefix, dim=1) if prefix else x.new_zeros(1, 0, x.shape[2])
     if not encoder.no_embed_class:
-        prefix_tokens = prefix_tokens + positions[:, : encoder.num_prefix_tokens]
-        positions = positions[:, encoder.num_prefix_tokens :]
-    x = x + take(positions, ids)
+        prefix_tokens = prefix_tokens + table[:, : encoder.num_prefix_tokens]
+        table = table[:, encoder.num_prefix_tokens :]
+    x = x + take(table, ids)
     x = torch.cat([prefix_tokens.expand(len(x), -1, -1).to(x.dtype), x], dim=1)
     x = encoder.norm_pre(encoder.pos_drop(x))
     return encoder.norm(encoder.blocks(x))
@@ -138,7 +147,7 @@ def _embed(encoder: VisionTransformer, patches: Tensor) -> Tensor:
     return encoder.patch_embed.norm(F.linear(patches, weight, projection.bias))
 
 
-def pool(encoder: VisionTransformer, tokens: Tensor, how: str) -> Tensor:
+def pool(encoder: "Encoder", tokens: Tensor, how: str) -> Tensor:
     """(B, P + N, D) -> (B, D): 'cls' takes the class token, 'mean' averages the patch tokens.
 
     An encoder that was fine-tuned on the mean may have its last norm after it (timm's fc_norm).
@@ -151,7 +160,7 @@ def pool(encoder: VisionTransformer, tokens: Tensor, how: str) -> Tensor:
     return after(tokens[:, encoder.num_prefix_tokens :].mean(1))
 
 
-def feature_maps(encoder: VisionTransformer, images: Tensor, layers: Sequence[int] | None = None) -> list[Tensor]:
+def feature_maps(encoder: "Encoder", images: Tensor, layers: Sequence[int] | None = None) -> list[Tensor]:
     """Patch features of chosen blocks (default: the last one), normalised, as maps: a list of (B, D, h, w) for dense tasks.
 
     Layers count from 0; negative ones from the end. Only a timm VisionTransformer has others than the last one.
@@ -159,8 +168,10 @@ def feature_maps(encoder: VisionTransformer, images: Tensor, layers: Sequence[in
     if layers is None:
         tokens = encoder.forward_features(images)[:, encoder.num_prefix_tokens :]
         return [rearrange(tokens, "b (h w) d -> b d h w", h=images.shape[2] // encoder.patch_embed.patch_size[0])]
+    if not isinstance(encoder, VisionTransformer):
+        raise ConfigError(f"a {type(encoder).__name__} has feature maps of its last block alone: leave layers out, or choose a ViT")
     indices = [layer % len(encoder.blocks) for layer in layers]
-    return encoder.forward_intermediates(images, indices=indices, norm=True, intermediates_only=True)
+    return cast(list[Tensor], encoder.forward_intermediates(images, indices=indices, norm=True, intermediates_only=True))
 
 
 def block_tokens(encoder: VisionTransformer, images: Tensor, which: Sequence[int]) -> list[Tensor]:
@@ -176,4 +187,5 @@ def block_tokens(encoder: VisionTransformer, images: Tensor, which: Sequence[int
         intermediates_only=True,
         return_prefix_tokens=True,
     )
-    return [torch.cat(pair[::-1], dim=1) if isinstance(pair, tuple) else pair for pair in found]
+    pairs = cast(list[Tensor | tuple[Tensor, Tensor]], found)  # (patches, prefix) where there are prefix tokens
+    return [torch.cat(pair[::-1], dim=1) if isinstance(pair, tuple) else pair for pair in pairs]
