@@ -7,12 +7,13 @@ An image becomes a short code, and the code an image again:
 A ViT keeps as many numbers as the image has: without a bottleneck it would learn the identity.
 """
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from mae.methods import losses
-from mae.methods.base import Autoencoder, Diagnosis, Output, code_rank
+from mae.methods.base import Autoencoder, Batches, Diagnosis, Output, code_rank
 from mae.nets.bottleneck import Bottleneck
 from mae.nets.decoder import image_decoder
+from mae.nets.encoders import Encoder
 
 
 class AE(Autoencoder):
@@ -23,7 +24,7 @@ class AE(Autoencoder):
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: Encoder,
         *,
         bottleneck: str = "global",
         bottleneck_size: int = 32,
@@ -56,6 +57,6 @@ class AE(Autoencoder):
         """Images (B, C, H, W) after the passage through the bottleneck."""
         return self.decode(self.latent(images))
 
-    def diagnose(self, batches) -> Diagnosis:
+    def diagnose(self, batches: Batches) -> Diagnosis:
         """The rank of the code on held-out images."""
         return code_rank(self.latent(images) for images, _ in batches)

@@ -1,12 +1,13 @@
 """What every method is: an encoder plus its own idea. The loop and the evaluators know only this."""
 
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
 
 from mae.nets import vit
+from mae.nets.encoders import Encoder
 
 FLAT = 4096  # numbers of a code that evaluators take whole
 Batches = Iterable[tuple[Tensor, Tensor]]  # images (B, C, H, W), normalised, and their keys (B,)
@@ -26,12 +27,23 @@ class Diagnosis(NamedTuple):
     alarms: list[str]  # one sentence each: what is wrong, and what to change
 
 
+class Reconstruction(NamedTuple):
+    """What was hidden of images and what a decoder made of it."""
+
+    prediction: Tensor  # (B, N, p * q * C) for every patch, in the target's units
+    hidden: Tensor  # (B, N) bool, True = hidden from the encoder
+
+
+class Sample(Protocol):
+    """Images (n, C, H, W) from a prior; image i is a function of (seed, i)."""
+
+    def __call__(self, n: int, seed: int = 0) -> Tensor: ...
+
+
 class Autoencoder(nn.Module):
     """An encoder that learns by reconstruction. A method extends this once and composes nets.
 
-    Optional, found by name: `latent(images)` the code; `reconstruct(images)`; `decode(latents)`; `sample(n, seed=0)` images from the
-    prior; `diagnose(batches) -> Diagnosis`; `fit(batches)` for a method with a closed form; `predict` and `target` where patches are
-    hidden (see mae.py).
+    What is declared below without a value is optional: found by name, with hasattr, where a method defines it.
     """
 
     learns = True  # False: nothing is left to gradients, the training loop is not run
@@ -39,7 +51,16 @@ class Autoencoder(nn.Module):
     writes_parameters = False  # True: its forward pass does, so that they must be whole wherever it runs
     differentiates = False  # True: its forward pass differentiates itself, through whole parameters and activations that are kept
 
-    def __init__(self, encoder: nn.Module) -> None:
+    latent: Callable[[Tensor], Tensor]  # images -> the code (B, k) or (B, N, k)
+    decode: Callable[[Tensor], Tensor]  # codes -> images
+    reconstruct: Callable[..., Tensor]  # images -> images; where patches are hidden, `keys` or `noise` say which
+    predict: Callable[..., Reconstruction]  # images, and keys or noise, where patches are hidden
+    target: Callable[[Tensor], Tensor]  # patches (..., p * q * C) -> what is predicted of them
+    sample: Sample  # images from the prior
+    diagnose: Callable[[Batches], Diagnosis]
+    fit: Callable[[Batches], None]  # of a method with a closed form
+
+    def __init__(self, encoder: Encoder) -> None:
         super().__init__()
         self.encoder = encoder
 

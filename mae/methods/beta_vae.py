@@ -6,11 +6,10 @@ held at a number of nats that rises over the run, so that one latent after the o
 
 from typing import Any
 
-from torch import nn
-
 from mae.methods.vae import VAE
+from mae.nets.encoders import Encoder
 
 
-def create(encoder: nn.Module, *, beta: float = 4.0, **arguments: Any) -> VAE:
+def create(encoder: Encoder, *, beta: float = 4.0, **arguments: Any) -> VAE:
     """A VAE with the paper's beta for small colour images; the other arguments are the VAE's. Raises ConfigError as it does."""
     return VAE(encoder, beta=beta, **arguments)

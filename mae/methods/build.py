@@ -1,6 +1,7 @@
 """From a configuration to a method: what the file of the method's name makes around the encoder."""
 
 import importlib
+from types import ModuleType
 
 from mae.config import Config
 from mae.errors import ConfigError
@@ -27,7 +28,7 @@ def build(config: Config) -> Autoencoder:
     return (getattr(module, "create", None) or class_in(module))(encoder, **arguments)
 
 
-def class_in(module) -> type[Autoencoder]:  # type: ignore[no-untyped-def]
+def class_in(module: ModuleType) -> type[Autoencoder]:
     """The Autoencoder that a method's module defines."""
     found = [c for c in vars(module).values() if isinstance(c, type) and issubclass(c, Autoencoder) and c.__module__ == module.__name__]
     return found[-1]

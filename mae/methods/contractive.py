@@ -15,11 +15,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from mae.errors import ConfigError
 from mae.methods import losses
-from mae.methods.base import Autoencoder, Diagnosis, Output, code_rank
+from mae.methods.base import Autoencoder, Batches, Diagnosis, Output, code_rank
 from mae.nets import keyed
 from mae.nets.bottleneck import Bottleneck
 from mae.nets.conv import DenseEncoder
 from mae.nets.decoder import image_decoder
+from mae.nets.encoders import Encoder
 
 PENALTIES = ("finite_difference", "hutchinson", "closed_form")
 
@@ -35,7 +36,7 @@ class Contractive(Autoencoder):
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: Encoder,
         *,
         weight: float = 0.1,
         penalty: str = "finite_difference",
@@ -96,7 +97,7 @@ class Contractive(Autoencoder):
             return finite_difference(self.latent, images, keys, step=self.step, probes=self.probes)
 
     @torch.no_grad()
-    def diagnose(self, batches) -> Diagnosis:
+    def diagnose(self, batches: Batches) -> Diagnosis:
         """The code's rank, the norm of its Jacobian and of the decoder's on held-out images, and how far codes lie apart."""
         codes, encoding, decoding, norms = [], [], [], []
         for images, keys in batches:
@@ -108,14 +109,14 @@ class Contractive(Autoencoder):
             norms.append(images.float().square().flatten(1).sum(1))
         code = torch.cat(codes)
         rank = code_rank(codes)
-        encoding, decoding, norms = (torch.cat(x).double().mean().sqrt() for x in (encoding, decoding, norms))
+        encoder, decoder, size_of_images = (torch.cat(x).double().mean().sqrt() for x in (encoding, decoding, norms))
         size = code.double().square().flatten(1).sum(1).mean().sqrt()
         spread = code.double().flatten(1).var(0, correction=0).sum().sqrt()
         figures = {
-            "jacobian_norm": float(encoding),
-            "jacobian_ratio": float(encoding * norms / size.clamp(min=1e-30)),
+            "jacobian_norm": float(encoder),
+            "jacobian_ratio": float(encoder * size_of_images / size.clamp(min=1e-30)),
             "code_spread": float(spread / size.clamp(min=1e-30)),
-            "decoder_expansion": float(decoding / encoding.clamp(min=1e-30)),
+            "decoder_expansion": float(decoder / encoder.clamp(min=1e-30)),
         }
         return Diagnosis(rank.figures | figures, rank.alarms + _alarms(rank.figures | figures, images[0].numel()))
 

@@ -7,17 +7,19 @@ The image is corrupted, all its tokens are encoded, and a light decoder makes AL
 The corruption is the regulariser, no bottleneck is needed: too weak a one leaves a plain autoencoder, which learns the identity.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mae.errors import ConfigError
 from mae.methods import losses
-from mae.methods.base import Autoencoder, Diagnosis, Output
+from mae.methods.base import Autoencoder, Batches, Diagnosis, Output
 from mae.nets import corruption as corruptions
 from mae.nets import vit
 from mae.nets.decoder import image_decoder
+from mae.nets.encoders import Encoder
 
 # By name, for normalised pixels. Noise of one standard deviation is 0.2 to 0.4 of pixels in [0, 1].
 STRENGTHS = {"gaussian": 1.0, "pixel_dropout": 0.5, "patch_dropout": 0.5, "salt_pepper": 0.25, "patch_pca": 1.0}
@@ -33,7 +35,7 @@ class Denoising(Autoencoder):
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: Encoder,
         *,
         corruption: str = "gaussian",
         strength: float | str = "auto",
@@ -57,7 +59,7 @@ class Denoising(Autoencoder):
 
     def forward(self, images: Tensor, *, keys: Tensor) -> Output:
         """The loss of the clean images (B, C, H, W), corrupted as the keys say."""
-        if self.training and self.batch_statistics:
+        if self.training and isinstance(self.corruption, corruptions.PatchPCA):
             self.corruption.update(images)
         corrupted = self.corrupt(images, keys=keys)
         loss = losses.squared_error(self.reconstruct(corrupted), images)
@@ -74,11 +76,11 @@ class Denoising(Autoencoder):
         return self.decoder(self.encoder.forward_features(images))
 
     @torch.no_grad()
-    def diagnose(self, batches) -> Diagnosis:
+    def diagnose(self, batches: Batches) -> Diagnosis:
         """The share of the held-out variance that is explained at three strengths, beside what copying the input explains."""
         strengths = self.strength / 2, self.strength, (1 + self.strength) / 2 if self.shares else self.strength * 2
-        errors = {(made, strength): 0.0 for made in ("denoising", "copying") for strength in strengths}
-        count, total, squares = 0, 0.0, 0.0
+        errors = {(made, strength): torch.zeros(()) for made in ("denoising", "copying") for strength in strengths}
+        count, total, squares = 0, torch.zeros(()), torch.zeros(())
         for images, keys in batches:
             clean = images.double()
             count, total, squares = count + len(clean), total + clean.sum(0), squares + clean.square().sum()
@@ -105,7 +107,7 @@ class Denoising(Autoencoder):
         return alarms
 
 
-def _corruption(encoder: nn.Module, name: str, components: int | str):
+def _corruption(encoder: Encoder, name: str, components: int | str) -> Callable[[Tensor, Tensor, float], Tensor]:
     patch, values = encoder.patch_embed.patch_size, vit.patch_values(encoder)
     if name == "patch_dropout":
         if encoder.patch_embed.num_patches == 1:

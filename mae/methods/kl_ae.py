@@ -23,6 +23,7 @@ from mae.methods.base import Autoencoder, Batches, Diagnosis, Output, code_rank
 from mae.nets import vit
 from mae.nets.bottleneck import Bottleneck
 from mae.nets.decoder import image_decoder
+from mae.nets.encoders import Encoder
 from mae.nets.gaussian import Gaussian, gaussian
 from mae.nets.statistics import global_mean
 
@@ -37,9 +38,12 @@ class KLAE(Autoencoder):
     Raises ConfigError for a code with as many numbers as the image, an unknown loss and a negative weight.
     """
 
+    moments: Tensor
+    steps: Tensor
+
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: Encoder,
         *,
         latent_channels: int | str = "auto",
         loss: str = "l1",

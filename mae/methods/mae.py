@@ -9,25 +9,16 @@ predict_share below 1 only that share of the hidden patches is decoded and predi
 differs): the decoder's cost falls with it.
 """
 
-from typing import NamedTuple
-
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from mae.errors import ConfigError
-from mae.methods.base import Autoencoder, Output
+from mae.methods.base import Autoencoder, Output, Reconstruction
 from mae.nets import keyed, vit
-from mae.nets.decoder import Decoder
-from mae.nets.masking import SCHEMES, Split, split_patches
+from mae.nets.decoder import CrossDecoder, Decoder
+from mae.nets.masking import SCHEMES, Scheme, Split, split_patches
 from mae.nets.sizes import hidden_count
-
-
-class Reconstruction(NamedTuple):
-    """What was hidden and what the decoder made of it."""
-
-    prediction: Tensor  # (B, N, p * q * C) for every patch, in the target's units (normalised per patch with norm_pix)
-    hidden: Tensor  # (B, N) bool, True = hidden from the encoder
 
 
 class MAE(Autoencoder):
@@ -36,6 +27,9 @@ class MAE(Autoencoder):
     `norm_pix: auto` normalises targets of patches of at least 16 pixels (fewer leave little but noise); nets/decoder.py says how the
     decoder is sized. Raises ConfigError for a mask ratio that hides none or all of the patches.
     """
+
+    encoder: VisionTransformer
+    decoder: Decoder | CrossDecoder
 
     def __init__(
         self,
@@ -81,6 +75,7 @@ class MAE(Autoencoder):
     def split(self, keys: Tensor | None, noise: Tensor | None = None) -> Split:
         """Which patches are visible and which hidden, by the keys (B,) or by a given noise (B, N)."""
         if noise is None:
+            assert keys is not None, "a mask is drawn by keys or given as noise"
             noise = self.scheme(keys, self.grid, self.mask_ratio)
         return split_patches(noise, self.hidden_count)
 
@@ -146,7 +141,7 @@ class MAE(Autoencoder):
         return (patches.std(-1, keepdim=True) * seen).sum(1, keepdim=True) / seen.sum(1, keepdim=True)
 
 
-def _scheme(name: str):
+def _scheme(name: str) -> Scheme:
     if name not in SCHEMES:
         raise ConfigError(f"method.masking {name} is unknown: choose one of {', '.join(SCHEMES)}")
     return SCHEMES[name]

@@ -8,10 +8,11 @@ from collections.abc import Iterable
 from math import prod
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mae.errors import ConfigError
 from mae.methods.base import Autoencoder, Batches, Diagnosis
+from mae.nets.encoders import Encoder
 
 EXACT = 4096  # values of an image: up to here the covariance is summed whole
 SPARE = 32  # directions kept beyond those asked for, by the incremental decomposition
@@ -21,8 +22,11 @@ class PCA(Autoencoder):
     """Projects on the `components` directions of largest variance. Raises ConfigError for more of them than an image has values."""
 
     learns = False
+    mean: Tensor
+    directions: Tensor
+    variances: Tensor
 
-    def __init__(self, encoder: nn.Module, *, components: int = 32) -> None:
+    def __init__(self, encoder: Encoder, *, components: int = 32) -> None:
         super().__init__(encoder)
         size = encoder.patch_embed.img_size
         self.shape = (encoder.patch_embed.proj.in_channels, *size)
@@ -73,11 +77,13 @@ class PCA(Autoencoder):
 
 def _exact(rows: Iterable[Tensor]) -> tuple[int, Tensor, Tensor, Tensor]:
     """(count, mean (D,), directions (D, D), variances (D,)) of rows (B, D) in batches."""
-    count, total, products, shift = 0, 0.0, 0.0, None
+    count, total, products = 0, torch.zeros(()), torch.zeros(())
+    shift: Tensor | None = None
     for x in rows:
         shift = x.mean(0) if shift is None else shift  # near the mean, so that the difference of large sums loses nothing
         x = x - shift
         count, total, products = count + len(x), total + x.sum(0), products + x.T @ x
+    assert shift is not None, "there were no images"
     mean = total / count
     covariance = (products - count * torch.outer(mean, mean)) / max(count - 1, 1)
     variances, vectors = torch.linalg.eigh(covariance)
@@ -86,12 +92,14 @@ def _exact(rows: Iterable[Tensor]) -> tuple[int, Tensor, Tensor, Tensor]:
 
 def _incremental(rows: Iterable[Tensor], keep: int) -> tuple[int, Tensor, Tensor, Tensor]:
     """The same with the first `keep` directions, nearly; memory for a batch and those directions."""
-    count, mean, scaled = 0, 0.0, None  # scaled: (keep, D), directions times singular values
+    count, mean = 0, torch.zeros(())
+    scaled: Tensor | None = None  # (keep, D), directions times singular values
     for x in rows:
         moved = x.mean(0) - mean
         parts = [x - x.mean(0), (count * len(x) / (count + len(x))) ** 0.5 * moved[None]]
         _, values, vectors = torch.linalg.svd(torch.cat([*([scaled] if scaled is not None else []), *parts]), full_matrices=False)
         scaled = values[:keep, None] * vectors[:keep]
         mean, count = mean + moved * (len(x) / (count + len(x))), count + len(x)
+    assert scaled is not None, "there were no images"
     values = scaled.norm(dim=1)
     return count, mean, scaled / values.clamp(min=1e-30)[:, None], values.square() / max(count - 1, 1)

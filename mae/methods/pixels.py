@@ -1,9 +1,10 @@
 """Raw pixels as features: the control that every representation has to beat."""
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from mae.errors import ConfigError
 from mae.methods.base import Autoencoder
+from mae.nets.encoders import Encoder
 from mae.nets.pixels import reduced
 
 
@@ -12,7 +13,7 @@ class Pixels(Autoencoder):
 
     learns = False
 
-    def __init__(self, encoder: nn.Module, *, side: int = 32) -> None:
+    def __init__(self, encoder: Encoder, *, side: int = 32) -> None:
         super().__init__(encoder)
         if side < 1:
             raise ConfigError(f"method.side {side} leaves no pixel: choose one from 1")

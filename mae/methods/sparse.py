@@ -10,6 +10,7 @@ Around an encoder that learns, the target is the image. Around a frozen one it i
 say what the encoder has learnt.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,7 @@ from mae.methods.base import Autoencoder, Batches, Diagnosis, Output
 from mae.nets import vit
 from mae.nets.decoder import image_decoder
 from mae.nets.dictionary import Dictionary, largest
+from mae.nets.encoders import Encoder
 from mae.nets.standardise import Standardise
 from mae.nets.statistics import global_mean, ranks
 
@@ -45,10 +47,11 @@ class Sparse(Autoencoder):
     """
 
     batch_statistics = True  # tokens are standardised over the batch, and rho is compared with its mean
+    silent: Tensor
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: Encoder,
         *,
         kind: str = "topk",
         expansion: int | str = "auto",
@@ -115,14 +118,14 @@ class Sparse(Autoencoder):
 
     # properties, so that evaluators, which ask by name, find them only where images are decoded
     @property
-    def decode(self):  # type: ignore[no-untyped-def]
+    def decode(self) -> Callable[[Tensor], Tensor]:  # type: ignore[override]  # nobody sets it
         """Codes (B, N, units) -> images (B, C, H, W)."""
         if self.of_tokens:
             raise AttributeError("a dictionary on a frozen encoder's tokens makes no images")
         return lambda latents: self._decode(self.dictionary(latents))
 
     @property
-    def reconstruct(self):  # type: ignore[no-untyped-def]
+    def reconstruct(self) -> Callable[[Tensor], Tensor]:  # type: ignore[override]
         """Images (B, C, H, W) from their codes."""
         decode = self.decode
         return lambda images: decode(self.latent(images))
@@ -136,7 +139,7 @@ class Sparse(Autoencoder):
         """How sparse the code of held-out images is, how many units it uses, and what share of the target's variance it explains."""
         units = self.dictionary.units
         seen, tokens_seen, l0, hoyer = torch.zeros(units, dtype=torch.bool), 0, 0.0, 0.0
-        images_seen, error, total, square = 0, 0.0, 0.0, 0.0
+        images_seen, error, total, square = 0, 0.0, torch.zeros(()), 0.0
         for images, _ in batches:
             tokens = self.standardise.as_seen(self._tokens(images))
             code = self._code(tokens)
@@ -159,7 +162,7 @@ class Sparse(Autoencoder):
         Holds the batches' images in memory. Raises ConfigError for more atoms or images than there are.
         """
         kept = [images for images, _ in batches]
-        strongest, places, totals = [], [], 0.0
+        strongest, places, totals = [], [], torch.zeros(())
         for images in kept:
             code = self.latent(images)
             activation, place = code.max(1)  # (B, units)

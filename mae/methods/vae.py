@@ -13,15 +13,16 @@ import math
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from mae.errors import ConfigError
 from mae.methods import losses
-from mae.methods.base import Autoencoder, Diagnosis, Output
+from mae.methods.base import Autoencoder, Batches, Diagnosis, Output
 from mae.nets import keyed, vit
 from mae.nets.bottleneck import Bottleneck
 from mae.nets.decoder import image_decoder
+from mae.nets.encoders import Encoder
 from mae.nets.gaussian import LOG_TWO_PI, Gaussian, gaussian, log_normal
 from mae.nets.statistics import global_mean
 
@@ -41,10 +42,12 @@ class VAE(Autoencoder):
     """
 
     batch_statistics = True
+    variance: Tensor
+    steps: Tensor
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: Encoder,
         *,
         bottleneck_size: int = 32,
         beta: float = 1.0,
@@ -135,7 +138,7 @@ class VAE(Autoencoder):
         return torch.cat(weights, dim=1).logsumexp(1) - math.log(samples)
 
     @torch.no_grad()
-    def diagnose(self, batches) -> Diagnosis:
+    def diagnose(self, batches: Batches) -> Diagnosis:
         """Which latents are used on held-out images, and how far the aggregate posterior is from the prior."""
         found = [self.posterior(images) for images, _ in batches]
         posterior = Gaussian(*(torch.cat(parts).double() for parts in zip(*found, strict=True)))

@@ -21,6 +21,7 @@ from mae.methods import losses
 from mae.methods.base import Autoencoder, Batches, Diagnosis, Output
 from mae.nets import keyed, prior, quantise, vit
 from mae.nets.decoder import image_decoder
+from mae.nets.encoders import Encoder
 from mae.nets.standardise import Standardise
 from mae.nets.statistics import global_mean
 
@@ -37,10 +38,13 @@ class VQVAE(Autoencoder):
     """
 
     batch_statistics = True  # codebook and variance follow whole batches
+    quantiser: quantise.FSQ | quantise.Codebook
+    prior_steps: Tensor
+    variance: Tensor
 
     def __init__(
         self,
-        encoder: nn.Module,
+        encoder: Encoder,
         *,
         codebook: str = "ema",
         codebook_size: int | str = "auto",
@@ -176,7 +180,7 @@ def _check(size: int, width: int, commitment: float, decay: float, restart_below
         raise ConfigError(f"method.restart_below {restart_below} must be at least 0 (never) and below 1 (the mean usage): try 0.05")
 
 
-def _prior(codes: int, encoder: nn.Module, depth: int, width: int | str) -> prior.Prior:
+def _prior(codes: int, encoder: Encoder, depth: int, width: int | str) -> prior.Prior:
     width = min(256, encoder.embed_dim) if width == "auto" else int(width)
     heads = max(math.gcd(width, width // 32 or 1), 1)
     net = prior.Prior(codes=codes, places=encoder.patch_embed.num_patches, width=width, depth=depth, heads=heads)
