@@ -15,11 +15,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import timm
 import torch
 from safetensors.torch import load_file
 
 import mae
+from mae import config
 from mae.commands import finetune, linear_probe
+from mae.data.sources import open_splits
 
 ROOT = Path(__file__).parents[1]
 TINY = ["encoder.embed_dim=32", "encoder.depth=1", "train.precision=fp32", "train.log_every=1", "evaluate.protocols=[knn]"]
@@ -75,8 +78,6 @@ def test_a_run_leaves_what_the_design_promises(finished):
 
 
 def test_the_encoder_opens_in_timm_and_in_mae_with_the_same_features(finished):
-    import timm
-
     folder, _ = finished
     model = timm.create_model(f"local-dir:{folder / 'encoder'}", pretrained=True).eval()
     method = mae.load(folder)
@@ -195,6 +196,13 @@ def test_probe_and_fine_tuning_start_from_a_run_and_stand_beside_their_controls(
                 assert 100 * right["accuracy"].mean() == pytest.approx(entry["metrics"]["accuracy"])
     record = next(json.loads(line)["run"] for line in read_back(own).splitlines() if json.loads(line)["type"] == "run")
     assert (record["run_group"], record["job_type"]) == ("run", "finetune")
+    classifier = timm.create_model(f"local-dir:{folder / 'finetune-paper' / 'classifier'}", pretrained=True).eval()
+    assert classifier.pretrained_cfg["label_names"] == [str(digit) for digit in range(10)]
+    digits = open_splits(config.load([]).data).test
+    pixels = torch.stack([torch.from_numpy(digits.read(i)).permute(2, 0, 1) for i in range(len(digits))]) / 255
+    with torch.no_grad(), np.load(folder / entries[0]["correct"]) as right:
+        found = classifier((pixels - classifier.pretrained_cfg["mean"][0]) / classifier.pretrained_cfg["std"][0]).argmax(1)
+        assert np.mean((found.numpy() == digits.labels) == right["accuracy"]) > 0.99  # rounding may turn one
     kept = {p: p.stat().st_mtime_ns for p in Path(".cache/controls").rglob("results.json")}
     assert len(kept) == 6
     capfd.readouterr()

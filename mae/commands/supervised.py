@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import torch
 from timm.data import Mixup
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -25,6 +26,7 @@ from mae.evaluation import results
 from mae.evaluation.controls import Fixed, principal
 from mae.evaluation.features import digest, pass_over
 from mae.evaluation.material import Result, score
+from mae.interop import timm_folder
 from mae.interop.resize import resize
 from mae.keys import Encoder, Evaluate, Track
 from mae.methods.base import Autoencoder, Output
@@ -81,7 +83,8 @@ def train_classifier(config: Config, folder: RunFolder, splits: Splits, plan: Pl
             results.add_entries(run.results, entries)
         compare.refresh(encoder.home.path)
         tracker.results(entries)
-        print(f"\n{table.text(entries)}\n\n{folder.path}: results.json, metrics.jsonl")
+        made = ", classifier/ (timm)" if (folder.path / "classifier").exists() else ""
+        print(f"\n{table.text(entries)}\n\n{folder.path}: results.json, metrics.jsonl{made}")
 
     with distributed.start(config.train.device, config.train.timeout):  # one group for all trainings
         for control in missing:
@@ -102,6 +105,8 @@ def _train(subject: _Subject, splits: Splits, plan: Plan, finish: Callable[[resu
         seconds = time.perf_counter() - started
         entry = results.trained_entry(config, splits, result, encoder=subject.name, seconds=seconds, run_dir=folder.path)
         results.add_entries(folder.results, [entry])
+        if isinstance(module, VisionTransformer) and subject.name not in CONTROLS:  # fine-tuned; of use without this project
+            timm_folder.save(module, folder.path / "classifier", data=config.data, tag=folder.path.name, classes=splits.train.classes or ())
         tracker.log({"step": step, **{f"test/{k}": v for k, v in result.metrics.items()}})
         finish(entry, tracker)
 
