@@ -160,7 +160,7 @@ def schema(section: str, name: str) -> dict[str, Any]:
 
 def all_keys(merged: Mapping[str, Any]) -> dict[str, Any]:
     """Every dotted key that may be set, with its default, given the chosen method and protocol."""
-    keys = {}
+    keys: dict[str, Any] = {}
     for section, cls in SECTIONS.items():
         if section in FREE:
             name = (merged.get(section) or {}).get("name")

@@ -40,9 +40,9 @@ class KeyedTransform:
         self.transform: Callable[[Image.Image], Tensor] = create_transform(
             input_size=(data.channels, *size),
             is_training=True,
-            scale=tuple(data.crop_scale),
+            scale=(data.crop_scale[0], data.crop_scale[1]),
             hflip=0.5 if data.flip else 0.0,
-            color_jitter=None,
+            color_jitter=None,  # type: ignore[arg-type]  # timm asks whether it is None
             auto_augment=auto_augment,
             interpolation="bicubic",
             mean=tuple(data.mean),
@@ -59,7 +59,7 @@ class KeyedTransform:
 
     def _of_floats(self, image: np.ndarray, key: int) -> Tensor:
         keys, (height, width), scale = np.array([key]), self.size, self.data.crop_scale
-        box = crops.boxes(keys, image.shape[:1], image.shape[1:2], scale=(scale[0], scale[1]), aspect=width / height)[0]
+        box = crops.boxes(keys, np.array(image.shape[:1]), np.array(image.shape[1:2]), scale=(scale[0], scale[1]), aspect=width / height)[0]
         pixels = finished(crop_one(image, box, self.data.flip and bool(crops.flips(keys)[0]), self.size), self.data)
         with seeded(key):
             return self.erasing(pixels)

@@ -40,7 +40,11 @@ def micro_batches(samples: Samples, parts: int, device: torch.device) -> list[Ba
     images, numbers = (x.to(device, non_blocking=True) for x in (samples.images, samples.numbers))
     size = len(images) // parts
     cuts = [slice(i * size, (i + 1) * size) for i in range(parts)]
-    return [Batch(images[cut], *numbers[:, cut], replaced=int(samples.replaced[cut].sum())) for cut in cuts]
+    batches = []
+    for cut in cuts:
+        keys, labels, ids = numbers[:, cut]
+        batches.append(Batch(images[cut], keys, labels, ids, replaced=int(samples.replaced[cut].sum())))
+    return batches
 
 
 def to_device(array: np.ndarray, device: torch.device) -> Tensor:

@@ -14,9 +14,11 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable
+from http.client import HTTPMessage
 from pathlib import Path
-from typing import BinaryIO
+from typing import IO, BinaryIO
 from urllib.parse import unquote, urlsplit, urlunsplit
+from urllib.request import Request
 
 from mae.errors import ConfigError
 from mae.keys import public
@@ -44,7 +46,7 @@ class GaveUp(ConfigError):
 class _SafeRedirects(urllib.request.HTTPRedirectHandler):
     """Follows to http(s) alone, and from https to https alone."""
 
-    def redirect_request(self, req, fp, code, msg, headers, newurl):  # type: ignore[no-untyped-def]
+    def redirect_request(self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str) -> Request | None:
         """As urllib's, which would follow to ftp too."""
         if urlsplit(newurl).scheme not in ({"https"} if req.type == "https" else {"http", "https"}):
             raise ConfigError(f"{public(req.full_url)} redirects to {public(newurl)}: only http(s) is followed, and from https only https")

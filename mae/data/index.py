@@ -98,7 +98,7 @@ def join(parts: list[Index]) -> Index:
     """The index of shards 0, 1, ... from those of each."""
     columns = {name: np.concatenate([getattr(part, name) for part in parts]) for name in ARRAYS}
     columns["shards"] = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-    return Index(**columns)
+    return Index(**columns, origin=None)
 
 
 def index_of_shard(path: Path, name: str) -> Index:
@@ -140,7 +140,8 @@ def store(folder: Path, index: Index) -> Index:
 def publish(file: Path, index: Index, shards: dict[str, np.ndarray]) -> None:
     """Writes the index as one file for others, with every shard's `names`, length in `bytes` and `sha256`."""
     with open(file, "wb") as stream:
-        np.savez(stream, **{name: getattr(index, name) for name in ARRAYS}, **shards)
+        arrays = {name: getattr(index, name) for name in ARRAYS} | shards
+        np.savez(stream, **arrays)
 
 
 def read_published(root: Path) -> dict[str, np.ndarray] | None:
@@ -158,10 +159,12 @@ def read_published(root: Path) -> dict[str, np.ndarray] | None:
 
 def check_length(path: Path, name: str, published: dict[str, np.ndarray] | None) -> int | None:
     """The shard's number in a published index, None where it is not in it. Raises ConfigError where its length is another."""
-    at = np.flatnonzero(published["names"] == os.fsencode(name)) if published is not None else ()
+    if published is None:
+        return None
+    at = np.flatnonzero(published["names"] == os.fsencode(name))
     if not len(at):
         return None
-    expected, found = int(published["bytes"][at[0]]), path.stat().st_size  # type: ignore[index]
+    expected, found = int(published["bytes"][at[0]]), path.stat().st_size
     if expected != found:
         what = f"cut short at byte {found}: it has" if found < expected else "too long: it should have"
         raise ConfigError(f"{path} is {what} {expected:,} bytes in {PUBLISHED}: copy or write it again, or remove {PUBLISHED}")
@@ -171,7 +174,7 @@ def check_length(path: Path, name: str, published: dict[str, np.ndarray] | None)
 def _walk(root: Path, published: dict[str, np.ndarray] | None, name: str) -> Index:
     number = check_length(root / name, name, published)
     part = index_of_shard(root / name, name)
-    if number is not None and part.digests[0] != published["digests"][number]:  # type: ignore[index]
+    if published is not None and number is not None and part.digests[0] != published["digests"][number]:
         raise ConfigError(
             f"{root / name} is damaged or was changed: it has other members in {PUBLISHED}; copy or write it again, or remove {PUBLISHED}"
         )

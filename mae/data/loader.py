@@ -41,7 +41,7 @@ Transform = Callable[[np.ndarray, int], Tensor]
 Views = Callable[[list[np.ndarray], np.ndarray], list[Tensor]]
 
 
-class TrainSteps(Dataset):
+class TrainSteps(Dataset[Samples | Packed | ConfigError]):
     """Item t: this rank's samples of global batch t, read one by one; or the ConfigError that says why there are none."""
 
     def __init__(self, source: Source, config: Config, rank: int, world: int, transform: Transform | None) -> None:
@@ -94,7 +94,7 @@ class TrainSteps(Dataset):
         return [finished(crop_one(image, box, bool(flip), size), data) for image, box, flip in zip(images, boxes, flips, strict=True)]
 
 
-class EvaluationBatches(Dataset):
+class EvaluationBatches(Dataset[Samples | ConfigError]):
     """Item i: images [i * batch_size, (i + 1) * batch_size), resized and centre-cropped."""
 
     def __init__(self, source: Source, config: Config, batch_size: int) -> None:
@@ -121,7 +121,7 @@ def train_batches(
     world: int = 1,
     accumulate: int = 1,
     transform: Transform | None = None,
-) -> Iterator[list[Batch]]:
+) -> Generator[list[Batch], None, None]:
     """Endless: item i is the rank's `accumulate` micro-batches of global batch first_step + i, on the device.
 
     Images are randomly cropped and mirrored as data.crop_scale and data.flip say, (b, C, H, W) uint8, or float32 where the source is; or
@@ -141,15 +141,13 @@ def train_batches(
     else:
         cache = Cache(source, config, device)
         samples = (cache.samples(*steps.share(step)) for step in range(first_step, FOREVER))
-    if steps.packing is not None:
-        samples = (steps.packing.unpack(item, device) if isinstance(item, Packed) else item for item in samples)
     batches = _on_device(samples, accumulate, device)
     return _ahead(batches, device) if device.type == "cuda" else batches
 
 
 def evaluation_batches(
     source: Source, config: Config, *, batch_size: int, device: torch.device, rank: int = 0, world: int = 1
-) -> Iterator[Batch]:
+) -> Generator[Batch, None, None]:
     """Every image once and in order, scaled to data.resize x image_size and centre-cropped; the last batch may be smaller.
 
     A rank gets every world-th batch. Damaged images are replaced as in training, labels too.
@@ -182,14 +180,14 @@ def _read_all(source: Source, ids: np.ndarray, keys: np.ndarray, views: Views, r
     return Samples(torch.stack(images), torch.from_numpy(np.stack([keys, labels, ids])), shown != ids, damage)
 
 
-def _on_device(samples: Iterable[Samples], accumulate: int, device: torch.device) -> Iterator[list[Batch]]:
+def _on_device(samples: Iterable[Samples], accumulate: int, device: torch.device) -> Generator[list[Batch], None, None]:
     log = substitute.DamageLog()
     for item in samples:
         log.add(item.damage)
         yield micro_batches(item, accumulate, device)
 
 
-def _ahead(steps: Iterator[list[Batch]], device: torch.device) -> Iterator[list[Batch]]:
+def _ahead(steps: Iterator[list[Batch]], device: torch.device) -> Generator[list[Batch], None, None]:
     """The same, each copied to the GPU on a stream of its own while the step before is still computed."""
     side, ready = torch.cuda.Stream(device), None
     while True:
@@ -218,12 +216,16 @@ def _stream(items: TrainSteps | EvaluationBatches, indices: Iterable[int], confi
         for item in stream:
             if isinstance(item, ConfigError):
                 raise item
+            if isinstance(item, Packed):
+                assert isinstance(items, TrainSteps)
+                assert items.packing is not None
+                item = items.packing.unpack(item, device)
             yield item
 
 
 def _from_workers(
     items: TrainSteps | EvaluationBatches, indices: Iterable[int], workers: int, *, pin_memory: bool
-) -> Generator[Samples | ConfigError, None, None]:
+) -> Generator[Samples | Packed | ConfigError, None, None]:
     loader = DataLoader(
         items,
         batch_size=None,
@@ -259,7 +261,12 @@ def _close(iterator: Any) -> None:
 
 
 _open_iterators: weakref.WeakSet[Any] = weakref.WeakSet()
-atexit.register(lambda: [_close(iterator) for iterator in list(_open_iterators)])  # before multiprocessing's own, which waits for ever
+
+
+@atexit.register  # before multiprocessing's own, which waits for ever
+def _close_all() -> None:
+    for iterator in list(_open_iterators):
+        _close(iterator)
 
 
 def _next(iterator: Iterator[Any], items: TrainSteps | EvaluationBatches) -> Any:

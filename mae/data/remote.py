@@ -60,7 +60,7 @@ def _check_scheme(path: str) -> None:
 
 def _expanded(path: str) -> list[str]:
     """The paths, from the host's root, of a pattern with braces."""
-    from braceexpand import UnbalancedBracesError, braceexpand  # it comes with webdataset
+    from braceexpand import braceexpand  # it comes with webdataset
 
     pattern = urlsplit(path).path
     ranges = [abs(int(last) - int(first)) + 1 for first, last in re.findall(r"\{(\d+)\.\.(\d+)", pattern)]
@@ -68,7 +68,7 @@ def _expanded(path: str) -> list[str]:
         raise ConfigError(f"data.path {public(path)} means more than {MOST:,} shards: check the ranges in its braces")
     try:
         places = list(dict.fromkeys(braceexpand(pattern)))
-    except (UnbalancedBracesError, ValueError) as error:
+    except ValueError as error:
         raise ConfigError(f"data.path {public(path)}: the braces do not close, write {{000..099}} for a hundred shards") from error
     wrong = [place for place in places if not place.endswith(".tar")]
     if wrong:

@@ -121,7 +121,8 @@ class Subset:
 def file_of(source: Source, index: int) -> bytes | None:
     """The file that an image is read from; None where the source reads none. Raises DamagedImage."""
     while isinstance(source, Subset):
-        source, index = source.source, int(source.positions[index])
+        index = int(source.positions[index])
+        source = source.source
     return source.content(index) if hasattr(source, "content") else None
 
 
@@ -131,6 +132,13 @@ class Splits(NamedTuple):
     train: Source  # without the validation images
     validation: Source
     test: Source | None
+
+    @property
+    def test_images(self) -> Source:
+        """The test split, for those who cannot do without. Raises ConfigError where there is none."""
+        if self.test is None:
+            raise ConfigError("the data has no test split: put test images into a folder test/ beside train/")
+        return self.test
 
 
 class Opened(NamedTuple):

@@ -2,9 +2,10 @@
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -15,7 +16,8 @@ from mae.data.write import Workers
 from mae.errors import ConfigError
 
 
-class Checked(NamedTuple):
+@dataclass(frozen=True)
+class Checked:
     """What was found in a shard."""
 
     index: Index
@@ -31,17 +33,18 @@ def check_all(root: Path, names: Iterable[str], published: dict[str, np.ndarray]
 
 def check(root: Path, published: dict[str, Any] | None, name: str) -> Checked:
     """One shard: against its checksum where one was written, else by decoding every image."""
-    nothing = Index(*(np.zeros(0, np.int64) for _ in range(5)), np.zeros(0, "S1"), np.zeros(1, np.int64))
+    none = np.zeros(0, np.int64)
+    nothing = Index(none, none, none, none, none, np.zeros(0, "S1"), np.zeros(1, np.int64))
     try:
         number = check_length(root / name, name, published)
         index = index_of_shard(root / name, name)
     except (ConfigError, OSError) as error:
         return Checked(nothing, [], str(error))
-    if number is None:
+    if published is None or number is None:
         return Checked(index, list(_unreadable(Shards(root, [name], index, None, 3))), None)
     with open(root / name, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
-    if digest.encode() != published["sha256"][number]:  # type: ignore[index]
+    if digest.encode() != published["sha256"][number]:
         return Checked(index, [], f"{root / name} is damaged: it has another SHA-256 than when it was written, copy or write it again")
     return Checked(index, [], None)
 

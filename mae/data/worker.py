@@ -38,7 +38,7 @@ def start_tracker() -> None:
 
     In a session of its own, as it must outlive a SIGKILL (and a SIGHUP or SIGUSR1, to which it listens) to all processes of the job.
     """
-    tracker = resource_tracker._resource_tracker  # type: ignore[attr-defined]
+    tracker: Any = resource_tracker._resource_tracker  # its own parts are set here, which no stub knows
     if tracker._fd is not None:
         return
     read, write = os.pipe()

@@ -11,6 +11,7 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, BinaryIO, NamedTuple
@@ -38,7 +39,8 @@ class Facts(NamedTuple):
     damaged: list[list[str]]  # [name, reason] of what was left out
 
 
-class Shard(NamedTuple):
+@dataclass(frozen=True)
+class Shard:
     """A shard to be written: images [first, last) of the permuted split of `count`."""
 
     name: str
