@@ -33,12 +33,12 @@ class Cache:
         """Decodes everything. Raises ConfigError where it does not fit or nothing can be read."""
         self.source, self.data, self.size, self.device = source, config.data, config.image_size, device
         self.damaged: dict[int, DamagedImage] = {}
-        common = tuple(round(side * config.data.resize) for side in config.image_size)
+        height, width = (round(side * config.data.resize) for side in config.image_size)
         own = self._own_size()
         try:
-            self.images = self._decode(own or common, keep=own is not None)
+            self.images = self._decode(own or (height, width), keep=own is not None)
         except _OtherSize:
-            self.images = self._decode(common, keep=False)
+            self.images = self._decode((height, width), keep=False)
         if config.data.cache == "device":
             self.images = _moved(self.images, device)
 

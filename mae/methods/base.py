@@ -1,7 +1,7 @@
 """What every method is: an encoder plus its own idea. The loop and the evaluators know only this."""
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -52,13 +52,22 @@ class Autoencoder(nn.Module):
     differentiates = False  # True: its forward pass differentiates itself, through whole parameters and activations that are kept
 
     latent: Callable[[Tensor], Tensor]  # images -> the code (B, k) or (B, N, k)
-    decode: Callable[[Tensor], Tensor]  # codes -> images
-    reconstruct: Callable[..., Tensor]  # images -> images; where patches are hidden, `keys` or `noise` say which
     predict: Callable[..., Reconstruction]  # images, and keys or noise, where patches are hidden
     target: Callable[[Tensor], Tensor]  # patches (..., p * q * C) -> what is predicted of them
+    hidden_count: int  # of an image's patches
+    predicted_count: int  # of the hidden ones, in training
     sample: Sample  # images from the prior
     diagnose: Callable[[Batches], Diagnosis]
     fit: Callable[[Batches], None]  # of a method with a closed form
+    if TYPE_CHECKING:  # some methods have these at times only
+
+        @property
+        def decode(self) -> Callable[[Tensor], Tensor]:
+            """Codes -> images."""
+
+        @property
+        def reconstruct(self) -> Callable[..., Tensor]:
+            """Images -> images; where patches are hidden, `keys` or `noise` say which."""
 
     def __init__(self, encoder: Encoder) -> None:
         super().__init__()

@@ -118,14 +118,14 @@ class Sparse(Autoencoder):
 
     # properties, so that evaluators, which ask by name, find them only where images are decoded
     @property
-    def decode(self) -> Callable[[Tensor], Tensor]:  # type: ignore[override]  # nobody sets it
+    def decode(self) -> Callable[[Tensor], Tensor]:
         """Codes (B, N, units) -> images (B, C, H, W)."""
         if self.of_tokens:
             raise AttributeError("a dictionary on a frozen encoder's tokens makes no images")
         return lambda latents: self._decode(self.dictionary(latents))
 
     @property
-    def reconstruct(self) -> Callable[[Tensor], Tensor]:  # type: ignore[override]
+    def reconstruct(self) -> Callable[[Tensor], Tensor]:
         """Images (B, C, H, W) from their codes."""
         decode = self.decode
         return lambda images: decode(self.latent(images))

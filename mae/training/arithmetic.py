@@ -7,8 +7,9 @@ a token where M = 4 D; ours, without dropout and with the residuals in float32, 
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
-from torch import nn
+from mae.methods.base import Autoencoder
 
 STATISTICS = 4  # numbers a token that a block's two norms keep: mean and deviation each
 
@@ -131,7 +132,7 @@ class Shape:
         return kept + norms + inputs + 4 * self.predicted * self.values  # the last: the error, whose square is the loss
 
 
-def shape_of(method: nn.Module) -> Shape:
+def shape_of(method: Autoencoder) -> Shape:
     """The shape of a built MAE or CrossMAE (its weights may be on torch's meta device).
 
     Raises ValueError for a method or an encoder that is made of other parts than those counted here.
@@ -139,10 +140,11 @@ def shape_of(method: nn.Module) -> Shape:
     encoder, decoder = method.encoder, getattr(method, "decoder", None)
     if not hasattr(method, "predicted_count") or decoder is None or not len(encoder.blocks) * len(decoder.blocks):
         raise ValueError(f"{type(method).__name__} is no masked autoencoder")
+    theirs: Any = encoder.blocks[0]  # timm's
     ours = decoder.blocks[0]
     shape = Shape(
-        encoder=_stack(encoder, encoder.embed_dim, encoder.blocks[0].attn.num_heads),
-        decoder=_stack(decoder, decoder.embed.out_features, ours.attn.num_heads if hasattr(ours, "attn") else ours.heads),
+        encoder=_stack(theirs, len(encoder.blocks), encoder.embed_dim, theirs.attn.num_heads),
+        decoder=_stack(ours, len(decoder.blocks), decoder.embed.out_features, ours.attn.num_heads if hasattr(ours, "attn") else ours.heads),
         patches=encoder.patch_embed.num_patches,
         visible=encoder.patch_embed.num_patches - method.hidden_count,
         predicted=method.predicted_count,
@@ -155,5 +157,5 @@ def shape_of(method: nn.Module) -> Shape:
     return shape
 
 
-def _stack(net: nn.Module, width: int, heads: int) -> Stack:
-    return Stack(width=width, depth=len(net.blocks), heads=heads, hidden=net.blocks[0].mlp.fc1.out_features)
+def _stack(block: Any, depth: int, width: int, heads: int) -> Stack:
+    return Stack(width=width, depth=depth, heads=heads, hidden=block.mlp.fc1.out_features)

@@ -35,7 +35,7 @@ class Muon(Optimizer):
 
     def _matrices(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         momenta = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in parameters]
-        gradients = [p.grad for p in parameters]
+        gradients = [p.grad for p in parameters if p.grad is not None]  # all of them: `step` has looked
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         nesterov = torch._foreach_lerp(gradients, momenta, group["momentum"])
 
@@ -58,8 +58,9 @@ class Muon(Optimizer):
         states = [self.state[p] for p in parameters]
         adamw(
             parameters,
-            [p.grad for p in parameters],
-            *([s[name] for s in states] for name in ("exp_avg", "exp_avg_sq")),
+            [p.grad for p in parameters if p.grad is not None],
+            [s["exp_avg"] for s in states],
+            [s["exp_avg_sq"] for s in states],
             max_exp_avg_sqs=[],
             state_steps=[s["step"] for s in states],
             fused=True,

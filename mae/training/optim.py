@@ -16,7 +16,7 @@ def create(module: nn.Module, optim: Optim) -> Optimizer:
     Vectors (biases, norms) are not decayed, nor what the module's no_weight_decay() names. With layer_decay a group's rate is
     `lr_scale` = layer_decay^(layers above it), as in BEiT (arXiv:2106.08254) and the MAE paper's fine-tuning.
     """
-    exempt = module.no_weight_decay() if hasattr(module, "no_weight_decay") else set()
+    exempt: set[str] = getattr(module, "no_weight_decay", set)()
     if optim.layer_decay is not None:
         groups = param_groups_layer_decay(module, optim.weight_decay, no_weight_decay_list=exempt, layer_decay=optim.layer_decay)
     else:
@@ -69,7 +69,8 @@ class Average:
     @torch.no_grad()
     def update(self, made: Tensor | None = None) -> None:
         """One step towards the current parameters; none where `made`, a scalar on their device, is 0."""
-        shadow, parameters = list(self.shadow.values()), list(self.parameters.values())
+        shadow: list[Tensor] = list(self.shadow.values())
+        parameters: list[Tensor] = list(self.parameters.values())
         if made is None:
             torch._foreach_lerp_(shadow, parameters, 1 - self.decay)
         else:

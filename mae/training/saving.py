@@ -105,7 +105,12 @@ class Saver:
     def forget_after(self, step: int) -> None:
         """Removes the checkpoints after a step: a run that has gone back to it takes another way from there."""
         later = [checkpoint.path_of(self.folder.checkpoints, s) for s in checkpoint.steps(self.folder.checkpoints) if s > step]
-        distributed.first_does(lambda: [shutil.rmtree(path) for path in later], self.ranks)
+
+        def remove() -> None:
+            for path in later:
+                shutil.rmtree(path)
+
+        distributed.first_does(remove, self.ranks)
         self.newest = None
 
     def find(self, until: int | None = None) -> Path | None:

@@ -109,7 +109,8 @@ class Stored(Mapping[str, Tensor]):
 
     def rows(self, name: str, start: int, count: int) -> Tensor:
         """`count` rows from `start` on of a tensor with at least one dimension, of which no other rows are read."""
-        parts, offset = [], 0
+        parts: list[Tensor] = []
+        offset = 0
         for file in self._holders[name]:
             lazy = file.get_slice(name)
             length = lazy.get_shape()[0]
