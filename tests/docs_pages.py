@@ -1,0 +1,78 @@
+"""README.md and docs/*.md as tests see them: their commands, links, keys, files and Python."""
+
+import re
+import shlex
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+STARTS = ("python", "mae", "torchrun", "sbatch")
+
+
+class Command(NamedTuple):
+    """A line of a fenced block, and the sentence with which it is refused where the page shows one."""
+
+    line: str  # as it stands there
+    story: str  # of mae.commands; another module, a benchmark or a template in its full name
+    words: list[str]
+    refusal: str  # "mae: ..." or nothing
+
+
+def blocks(page, *languages):
+    """The fenced blocks of a page in these languages."""
+    return [text for language, text in FENCE.findall(page.read_text()) if language in languages]
+
+
+def prose(page):
+    """A page without its fenced blocks."""
+    return FENCE.sub("", page.read_text())
+
+
+def commands(page):
+    """Every command of a page, in its order; of `a && b` both."""
+    found = []
+    for text in blocks(page, "", "bash"):
+        lines = text.replace("\\\n", " ").splitlines()
+        for i, line in enumerate(lines):
+            refusal = lines[i + 1] if lines[i + 1 :] and lines[i + 1].startswith("mae: ") else ""
+            for part in line.removeprefix("$ ").split(" && "):
+                if part.split(" ")[0] in STARTS:
+                    found.append(_command(part, refusal))
+    return found
+
+
+def _command(part, refusal):
+    words = shlex.split(part, comments=True)
+    while words[0] in ("python", "mae", "torchrun", "sbatch", "-m"):
+        launcher = words.pop(0)
+        while launcher in ("torchrun", "sbatch") and words[0].startswith("--"):
+            words = words[1:] if "=" in words[0] or words[0] == "--standalone" else words[2:]
+    story = words.pop(0)
+    return Command(part, Path(story).stem if "/" not in story and story.endswith(".py") else story, words, refusal)
+
+
+def links(page):
+    """(text, target) of every link and picture outside of fenced blocks and inline code."""
+    return re.findall(r"\[([^\]]*)\]\(([^)\s]+)\)", re.sub(r"`[^`]*`", "code", prose(page)))
+
+
+def anchors(page):
+    """The headings of a page as links name them."""
+    headings = re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def keys(page):
+    """Every configuration key that a page names: `section.key=...` anywhere but where it is refused, `section.key` as inline code."""
+    text = re.sub(r"^.*\nmae: .*$", "", page.read_text(), flags=re.MULTILINE)
+    sections = "data|encoder|method|optim|train|evaluate|protocol|track|run"
+    named = re.findall(rf"(?<![\w./-])((?:{sections})\.\w+)=", text)
+    named += re.findall(rf"`((?:{sections})\.(?!json|yaml|txt)\w+)`", prose(page))
+    return sorted(set(named))
+
+
+def config_files(page):
+    """Every file of configs/ that a page names."""
+    return sorted(set(re.findall(r"configs/[\w/]+\.yaml", page.read_text())))
