@@ -86,7 +86,7 @@ def evaluate(
 def _tasks(subject: Subject, normal: str) -> list[Task]:
     """The divisions that are measured: one for every class, or one for the class that is called so."""
     splits, material = subject.splits, subject.material
-    names = splits.test.classes
+    names = splits.test_images.classes
     if names is None:
         raise ConfigError("the test images do not say which are normal: sort them into folders such as test/good, test/scratch")
     y = torch.cat([material.train["mean"].y, material.validation["mean"].y]).cpu()
@@ -108,7 +108,7 @@ def _tasks(subject: Subject, normal: str) -> list[Task]:
 def _errors(subject: Subject, tasks: Sequence[Task], count: int, rounds: int, seed: int) -> list[Tensor]:
     """For each task the reconstruction errors of the test images, standardised per patch on normal ones: (N_test, P)."""
     some, where = _reference(subject, tasks, count, seed)
-    normal, test = (anomaly_maps.reconstruction_error(subject, s, rounds=rounds, seed=seed) for s in (some, subject.splits.test))
+    normal, test = (anomaly_maps.reconstruction_error(subject, s, rounds=rounds, seed=seed) for s in (some, subject.splits.test_images))
     return [anomaly_scores.standardised(normal[w], test) for w in where]
 
 
@@ -117,7 +117,7 @@ def _distances(subject: Subject, tasks: Sequence[Task], count: int, bank: int, s
     with a random share of the normal patches instead of its core set.
     """
     some, where = _reference(subject, tasks, count, seed)
-    normal, test = (anomaly_maps.patch_features(subject, s) for s in (some, subject.splits.test))  # (N, P, D)
+    normal, test = (anomaly_maps.patch_features(subject, s) for s in (some, subject.splits.test_images))  # (N, P, D)
     maps = []
     for w in where:
         patches = normal[w].flatten(0, 1)
@@ -162,6 +162,7 @@ def _picture(subject: Subject, task: Task, name: str, maps: Tensor, masks: np.nd
     labels = subject.material.test["mean"].y.cpu().numpy()
     ids = anomaly_pictures.choose(labels, task.anomalous, seed)
     images = anomaly_pictures.images_of(subject, ids)
+    classes = subject.splits.test_images.classes or ()  # `_tasks` asks for them
     rows = {"image": canvas.colours(images, subject.config)}
     if name == "reconstruction":
         made = anomaly_maps.reconstructed(subject, images, rounds=rounds, seed=seed)
@@ -169,7 +170,7 @@ def _picture(subject: Subject, task: Task, name: str, maps: Tensor, masks: np.nd
     return anomaly_pictures.draw(
         rows,
         maps[ids],
-        titles=[f"{'' if task.anomalous[i] else 'normal: '}{subject.splits.test.classes[labels[i]]}" for i in ids],
+        titles=[f"{'' if task.anomalous[i] else 'normal: '}{classes[labels[i]]}" for i in ids],
         anomalous=task.anomalous[ids],
         limits=tuple(np.quantile(maps.cpu().numpy(), [0.5, 0.995])),
         masks=None if masks is None else masks[ids],

@@ -66,7 +66,7 @@ def reconstructed(subject: Subject, images: Tensor, *, rounds: int, seed: int) -
     with subject.reading():
         if not hasattr(model, "predict"):
             return model.reconstruct(images).float()
-        total, grid, patch = 0.0, model.encoder.patch_embed.grid_size, model.encoder.patch_embed.patch_size
+        total, grid, patch = torch.zeros(()), model.encoder.patch_embed.grid_size, model.encoder.patch_embed.patch_size
         orders = _orders(subject, rounds, seed)
         for order in orders:
             noise = order.argsort().expand(len(images), -1).float()
@@ -101,7 +101,7 @@ def _orders(subject: Subject, rounds: int, seed: int) -> Tensor:
 def _hidden_error(model: Autoencoder, images: Tensor, orders: Tensor) -> Tensor:
     """(B, N): the mean over those passes in which a patch was hidden."""
     target = model.target(vit.patchify(images, model.encoder.patch_embed.patch_size))
-    total, times = 0.0, 0.0
+    total, times = torch.zeros(()), torch.zeros(())
     for order in orders:
         prediction, hidden = model.predict(images, noise=order.argsort().expand(len(images), -1).float())
         total = total + (prediction.float() - target).square().mean(2) * hidden

@@ -7,6 +7,7 @@ trained to have a good mean token, such as masked autoencoders.
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -59,15 +60,15 @@ def evaluate(subject: Subject, *, learning_rates: list[float], weight_decay: flo
         order = draw_order(len(tokens), seed, -2)
         validation, training = (ids.sort().values for ids in (order[: max(1, len(order) // 10)], order[max(1, len(order) // 10) :]))
     classes = len(splits.train.classes or ())
-    how = {"decay": weight_decay, "epochs": epochs, "batch_size": batch_size, "classes": classes, "seed": seed}
+    learn = partial(train, tokens, decay=weight_decay, epochs=epochs, batch_size=batch_size, classes=classes, seed=seed)
     of_training, of_validation = moments(tokens, training), moments(tokens, validation)
 
-    found = merits(train(tokens, training, of_training, learning_rates, **how), tokens, validation, of_training)
+    found = merits(learn(training, of_training, learning_rates), tokens, validation, of_training)
     rate = learning_rates[max(range(len(found)), key=found.__getitem__)]
     every, of_all = torch.arange(len(tokens)), of_training.joined(of_validation)
-    (classifier,) = train(tokens, every, of_all, [rate], **how)
+    (classifier,) = learn(every, of_all, [rate])
 
-    test, correct = Tokens(subject, splits.test), []
+    test, correct = Tokens(subject, splits.test_images), []
     with torch.no_grad():
         for x, y in test.batches(torch.arange(len(test)), 256):
             correct.append(classifier(of_all.standardise(x)).argmax(1) == y)
@@ -113,7 +114,8 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = group["peak"] * (0.5 + 0.5 * math.cos(math.pi * step / steps))
             x = standard.standardise(x)
-            loss = sum(F.cross_entropy(classifier(x), y) for classifier in classifiers)  # no classifier's gradient sees another's
+            # no classifier's gradient sees another's
+            loss = sum((F.cross_entropy(classifier(x), y) for classifier in classifiers), torch.zeros((), device=device))
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

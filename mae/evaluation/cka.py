@@ -35,7 +35,7 @@ def evaluate(subject: Subject, *, beside: str | None = None, images: int = 5000,
     Beside each stands `..._std`, its standard error over images, from `draws` halves of them. The picture shows every pair. Raises
     ConfigError for an encoder without blocks, and for fewer than 8 test images.
     """
-    depth, source = layers.depth_of(subject), at_most(subject.splits.test, images)
+    depth, source = layers.depth_of(subject), at_most(subject.splits.test_images, images)
     if len(source) < 8:
         raise ConfigError(f"{len(source)} test images are too few for CKA, whose standard error comes from halves of at least 4")
     blocks = layers.features(subject, source, range(1, depth + 1), ("mean",))
@@ -61,8 +61,8 @@ def evaluate(subject: Subject, *, beside: str | None = None, images: int = 5000,
 
 def _of_two(other: Subject, blocks: dict[str, Features], source: Source, name: str, draws: int, seed: int) -> Result:
     """This encoder's blocks against the blocks of another one on the same images."""
-    theirs = layers.features(other, source, range(1, layers.depth_of(other) + 1), ("mean",))
-    ours, theirs = ({name: f.x.to(other.device).double() for name, f in side.items()} for side in (blocks, theirs))
+    beside = layers.features(other, source, range(1, layers.depth_of(other) + 1), ("mean",))
+    ours, theirs = ({name: f.x.to(other.device).double() for name, f in side.items()} for side in (blocks, beside))
     own, their_own = ({name: hsic(f, f) for name, f in side.items()} for side in (ours, theirs))
     table = {(a, b): _ratio(hsic(ours[a], theirs[b]), own[a], their_own[b]) for a in ours for b in theirs}
     last, their_last = list(ours)[-1], list(theirs)[-1]

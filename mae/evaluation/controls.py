@@ -70,7 +70,8 @@ def project(material: Material, mean: Tensor, directions: Tensor) -> Material:
     def projected(split: dict[str, Features]) -> dict[str, Features]:
         return {pool: Features(((f.x.double() - mean) @ directions).float(), f.y) for pool, f in split.items()}
 
-    return Material(*map(projected, (material.train, material.validation, material.test)), material.positions, material.classes)
+    train, validation, test = (projected(split) for split in (material.train, material.validation, material.test))
+    return Material(train, validation, test, material.positions, material.classes)
 
 
 def principal(x: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -84,9 +85,11 @@ class Fixed(Autoencoder):
     """Raw pixels, or their principal components, in the place of an encoder: for protocols that read the images themselves."""
 
     learns = False
+    mean: Tensor | None  # (D,), where components are taken
+    directions: Tensor | None  # (D, width)
 
     def __init__(self, config: Config) -> None:
-        super().__init__(nn.Identity())
+        super().__init__(nn.Identity())  # type: ignore[arg-type]  # it encodes itself: nobody asks for its encoder
         self.width = _pixel_count(config)
         self.shape = (config.data.channels, *config.image_size)
         self.patch = patch_size(config.encoder.name, config.encoder.patch_size)
@@ -102,7 +105,7 @@ class Fixed(Autoencoder):
     def encode(self, images: Tensor, pool: str = "mean") -> Tensor:
         """(B, C, H, W) normalised -> (B, width), for every pool."""
         x = reduced(images.float(), PIXEL_SIDE)
-        return x if self.directions is None else (x - self.mean) @ self.directions
+        return x if self.mean is None or self.directions is None else (x - self.mean) @ self.directions
 
     def feature_maps(self, images: Tensor, layers: Sequence[int] | None = None) -> list[Tensor]:
         """The pixels of every patch: (B, C, H, W) -> [(B, C * p * p, H / p, W / p)]. Raises ConfigError for components of whole images."""
@@ -114,9 +117,10 @@ class Fixed(Autoencoder):
     @property
     def decode(self) -> Callable[[Tensor], Tensor]:
         """Components (B, width) -> images (B, C, H, W), where no pixel was averaged away."""
-        if self.directions is None or len(self.mean) != math.prod(self.shape):
+        mean, directions = self.mean, self.directions
+        if mean is None or directions is None or len(mean) != math.prod(self.shape):
             raise AttributeError("these components are not of whole images")
-        return lambda components: (components @ self.directions.T + self.mean).view(len(components), *self.shape)
+        return lambda components: (components @ directions.T + mean).view(len(components), *self.shape)
 
     @property
     def reconstruct(self) -> Callable[[Tensor], Tensor]:

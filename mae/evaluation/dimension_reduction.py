@@ -40,14 +40,18 @@ def evaluate(
     `r2` is that of images which the model makes of its code, where it does; `r2_linear` that of a ridge regression from the code to the
     pixels, for any encoder; `..._above_pca` what is left of them over PCA of equal size. Raises ConfigError for too few test images.
     """
-    material, device = subject.material, subject.device
+    material, splits, device = subject.material, subject.splits, subject.device
     pool = "latent" if "latent" in material.pools else "mean"
-    ids = draw_order(len(subject.splits.test), seed)[:images].sort().values
+    ids = draw_order(len(splits.test_images), seed)[:images].sort().values
     if len(ids) <= 2 * neighbours:
         raise ConfigError(f"{len(ids)} test images are too few for protocol.neighbours={neighbours}: choose fewer than {len(ids) / 2:g}")
     train, validation, test = (
         Pairs(codes[pool].x, _pixels(subject, source))
-        for codes, source in zip((material.train, material.validation, material.test), subject.splits, strict=True)
+        for codes, source in (
+            (material.train, splits.train),
+            (material.validation, splits.validation),
+            (material.test, splits.test_images),
+        )
     )
     drawn = Pairs(test.codes[ids.to(device)], test.pixels[ids].to(device))
     kept = neighbourhoods.compare(drawn.pixels, drawn.codes, neighbours)
@@ -66,7 +70,7 @@ def evaluate(
         metrics |= _ratio("r2", total - errors, total) | _ratio("r2_above_pca", of_pca - errors, total) | {"decoded_size": whole}
     metrics |= _ratio("r2_pca", total - of_pca, total)
     metrics |= {"code_size": size, "n_test": len(test.codes), "n_train": len(train.codes), "n_neighbourhoods": len(ids)}
-    few, classes = ids[draw_order(len(ids), seed, 1)[:mapped]].to(device), subject.splits.test.classes
+    few, classes = ids[draw_order(len(ids), seed, 1)[:mapped]].to(device), splits.test_images.classes
     labels = material.test[pool].y[few].cpu().numpy() if classes else None
     with threadpool_limits(1):  # the same map however many threads there are
         drawn_map = code_map.draw(test.codes[few].double().cpu().numpy(), labels, classes, seed)
@@ -89,7 +93,7 @@ def _decoded_size(subject: Subject, otherwise: int) -> int:
     """How many numbers an image is made of."""
     if not hasattr(subject.model, "latent"):
         return otherwise
-    images, _ = next(subject.batches(subject.splits.test, size=1))
+    images, _ = next(subject.batches(subject.splits.test_images, size=1))
     with subject.reading():
         return subject.model.latent(images).numel()
 
@@ -97,7 +101,8 @@ def _decoded_size(subject: Subject, otherwise: int) -> int:
 def _errors(subject: Subject, pixels: Tensor) -> Tensor:
     """Squared errors (N,) of the test images' reconstructions, in reduced pixels (N, D)."""
     with subject.reading():
-        made = [reduced(subject.model.reconstruct(images).float(), PIXEL_SIDE).cpu() for images, _ in subject.batches(subject.splits.test)]
+        batches = subject.batches(subject.splits.test_images)
+        made = [reduced(subject.model.reconstruct(images).float(), PIXEL_SIDE).cpu() for images, _ in batches]
     return (torch.cat(made).double() - pixels).square().sum(1)
 
 

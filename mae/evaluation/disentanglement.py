@@ -41,7 +41,7 @@ def evaluate(
     The code is the `latent` pool where the method has one, else the mean over tokens. Raises ConfigError for data without known
     factors and for codes of more than LARGEST numbers.
     """
-    source = at_most(subject.splits.test, samples)
+    source = at_most(subject.splits.test_images, samples)
     factors = getattr(source, "factors", None)
     if factors is None:
         raise ConfigError(f"the factors of {subject.config.data.name} are not known: choose data.name=shapes or data.name=dsprites")

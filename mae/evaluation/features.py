@@ -5,12 +5,14 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from mae.config import Config
@@ -86,13 +88,13 @@ def extract(
     for file, names in {file_of(): pools, file_of(*also): tuple(features)}.items():  # the pools alone too: others ask for no more
         if file is not None and share.rank == 0:
             tensors = {name: features[name].x for name in names} | {"labels": features[pools[0]].y}
-            write_atomically(file, lambda path, tensors=tensors: save_file(tensors, path))
+            write_atomically(file, partial(save_file, tensors))
     return features
 
 
 def gather(features_of: Callable[[Source], dict[str, Features]], splits: Splits) -> Material:
     """The material of the evaluators, from a function that turns a source into features. Needs a test split."""
-    train, test = features_of(splits.train), features_of(splits.test)
+    train, test = features_of(splits.train), features_of(splits.test_images)
     empty = {pool: f.rows(slice(0)) for pool, f in train.items()}
     validation = features_of(splits.validation) if len(splits.validation) else empty
     return Material(train, validation, test, _positions(splits), splits.train.classes)
@@ -134,8 +136,10 @@ def encode_all(model: Autoencoder, images: Tensor, pools: tuple[str, ...], also:
     """
     if encodes_itself(model):
         return {pool: model.encode(images, pool) for pool in pools}
-    encoder, found = model.encoder, {}
+    encoder = model.encoder
+    found: dict[str, Tensor] = {}
     if LAYERS in also:
+        assert isinstance(encoder, VisionTransformer)  # nobody asks others
         blocks = vit.block_tokens(encoder, images, range(1, len(encoder.blocks) + 1))
         ways = [pool for pool in pools if pool != "latent"]
         found = {layer_name(n, pool): vit.pool(encoder, x, pool) for n, x in enumerate(blocks, start=1) for pool in ways}
@@ -191,7 +195,7 @@ def digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def write_atomically(file: Path, write: Callable[[Path], None]) -> None:
+def write_atomically(file: Path, write: Callable[[Path], object]) -> None:
     """Makes the folder, lets `write` fill a temporary file beside the target, and renames it: a reader sees all of it or none."""
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}.{os.getpid()}")

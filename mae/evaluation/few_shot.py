@@ -27,7 +27,8 @@ def evaluate(material: Material, *, shots: int = 5, share: float | None = None, 
     label. `c` is the inverse strength of the L2 penalty: on digits (pixels, PCA; read on validation) any from 0.1 to 100 gives the same
     within a point. Raises ConfigError where a class has too few images.
     """
-    metrics, correct = {}, {}
+    metrics: dict[str, float] = {}
+    correct: dict[str, np.ndarray] = {}
     for pool in material.pools:
         training, _ = material.training(pool)
         mean, scale = standardiser(training.x)
@@ -39,7 +40,7 @@ def evaluate(material: Material, *, shots: int = 5, share: float | None = None, 
             predicted = _fit(Features(x[ids], training.y.cpu().numpy()[ids]), c).predict(x_test)
             right.append(predicted == test.y.cpu().numpy())
         accuracies, name = [100 * float(np.mean(images)) for images in right], accuracy_of(pool)
-        correct[name] = np.mean(right, axis=0, dtype=np.float32)
+        correct[name] = np.stack(right).mean(0, dtype=np.float32)
         metrics |= {name: float(np.mean(accuracies)), f"{name}_std": float(np.std(accuracies, ddof=min(1, draws - 1)))}
     return Result(metrics | {"draws": draws, "n_test": len(test.y), "n_train": len(ids)}, {}, correct=correct)
 

@@ -3,6 +3,7 @@
 The k nearest training images vote for their class with weight exp(similarity / T). Nothing is trained and nothing is chosen.
 """
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -21,7 +22,8 @@ def evaluate(
     material: Material, *, k: int = 20, temperature: float = 0.07, train_first: int | None = None, test_first: int | None = None
 ) -> Result:
     """Accuracy on the test images, with all training and validation images as neighbours, for every pool."""
-    metrics, correct = {}, {}
+    metrics: dict[str, float] = {}
+    correct: dict[str, np.ndarray] = {}
     for pool in material.pools:
         bank, _ = material.training(pool, train_first)
         test = material.testing(pool, test_first)

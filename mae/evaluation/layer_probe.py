@@ -4,6 +4,7 @@ Masked autoencoders are known to be most linearly readable before their last blo
 """
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,13 +36,13 @@ def evaluate(
     settings: dict[str, Any] = {}
     curves: dict[str, list[list[float]]] = {}  # by the way of pooling, a point a layer: accuracy, half-width
     for layer, pooling, material in _each(subject):
-        how = {"epochs": epochs, "batch_size": batch_size, "classes": material.class_count, "seed": seed}
+        learn = partial(linear_probe.train, epochs=epochs, batch_size=batch_size, classes=material.class_count, seed=seed)
         name = layer_name(layer, pooling)
         training, validation = linear_probe.split(material, name, seed)
-        found = linear_probe.merits(linear_probe.train(training.rows(~validation), grid, **how), training.rows(validation))
+        found = linear_probe.merits(learn(training.rows(~validation), grid), training.rows(validation))
         choice = max(range(len(grid)), key=found.__getitem__)
         test = material.testing(name)
-        correct = linear_probe.predict(linear_probe.train(training, [grid[choice]], **how), test.x)[:, 0] == test.y
+        correct = linear_probe.predict(learn(training, [grid[choice]]), test.x)[:, 0] == test.y
         metrics |= score(correct, name)
         settings[f"learning_rate_{name}"], settings[f"weight_decay_{name}"] = grid[choice]
         settings[f"validation_accuracy_{name}"] = 100 * found[choice][1] / int(validation.sum())

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from functools import partial
 
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from mae.data.sources import Source
@@ -17,10 +18,14 @@ KEEP_BYTES = 8 * 2**30  # of features at once
 
 def depth_of(subject: Subject) -> int:
     """How many blocks the subject's encoder has. Raises ConfigError where they cannot be looked at one by one."""
+    return len(_encoder_of(subject).blocks)
+
+
+def _encoder_of(subject: Subject) -> VisionTransformer:
     encoder = subject.model.encoder
-    if encodes_itself(subject.model) or not hasattr(encoder, "forward_intermediates"):
+    if encodes_itself(subject.model) or not isinstance(encoder, VisionTransformer):
         raise ConfigError(f"{type(encoder).__name__} has no blocks to look at one by one: take an encoder that is a timm vit_*")
-    return len(encoder.blocks)
+    return encoder
 
 
 def pools_of(subject: Subject) -> tuple[str, ...]:
@@ -35,7 +40,7 @@ def features(subject: Subject, source: Source, which: Sequence[int], pools: tupl
     known = subject.known(source, LAYERS)
     if known is not None:
         return {name: known[name] for layer in which for name in [layer_name(layer, pool) for pool in pools]}
-    encoder = subject.model.encoder
+    encoder = _encoder_of(subject)
 
     def encode(images: Tensor) -> dict[str, Tensor]:
         tokens = dict(zip(which, vit.block_tokens(encoder, images, which), strict=True))

@@ -9,8 +9,10 @@ is a matter of luck. The winner is refitted on all training images, and the test
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -57,19 +59,22 @@ def evaluate(
     'accuracy_best_on_test': the best of the sweep by test accuracy, as some publish; it is no honest figure.
     """
     grid = [(rate, decay) for rate in learning_rates for decay in weight_decays]
-    how = {"epochs": epochs, "batch_size": batch_size, "classes": material.class_count, "seed": seed}
-    metrics, settings, right = {}, {}, {}
+    learn = partial(train, epochs=epochs, batch_size=batch_size, classes=material.class_count, seed=seed)
+    judged = partial(cross_validated, epochs=epochs, batch_size=batch_size, classes=material.class_count, seed=seed)
+    metrics: dict[str, float] = {}
+    settings: dict[str, float] = {}
+    right: dict[str, np.ndarray] = {}
     for pool in material.pools:
         training, validation = split(material, pool, seed, held_out=held_out, first=train_first)
         if held_out is None and folds > 1 and validation.sum() < FEW:
-            found = cross_validated(training, grid, folds, **how)
+            found = judged(training, grid, folds)
         else:
-            found = merits(train(training.rows(~validation), grid, **how), training.rows(validation))
+            found = merits(learn(training.rows(~validation), grid), training.rows(validation))
         choice = max(range(len(grid)), key=found.__getitem__)
 
         test = material.testing(pool, test_first)
         kept = grid if best_on_test else [grid[choice]]
-        correct = predict(train(training, kept, **how), test.x) == test.y[:, None]  # (N, H)
+        correct = predict(learn(training, kept), test.x) == test.y[:, None]  # (N, H)
         chosen = correct[:, choice if best_on_test else 0]
         metrics |= score(chosen, pool)
         right[accuracy_of(pool)] = chosen.cpu().numpy()
@@ -99,7 +104,7 @@ def train(
     key = torch.from_numpy(keyed.hash_integers(seed, -1).reshape(1)).to(device)
     start = 0.01 * keyed.normal(key, width * classes, "noise").view(width, classes).T
     weight, bias = start.repeat(len(grid), 1, 1), torch.zeros(len(grid), classes, device=device)
-    moments = [torch.zeros_like(p) for p in (weight, weight, bias, bias)]
+    of_weight, of_bias = ((torch.zeros_like(p), torch.zeros_like(p)) for p in (weight, bias))  # Adam's moments
     steps, step = epochs * math.ceil(count / batch_size), 0
     with _threads(batch_size * weight.numel()):
         for epoch in range(epochs):
@@ -114,8 +119,8 @@ def train(
                 else:
                     learns = (~unseen[:, ids])[:, None]  # (H, 1, B)
                     error *= learns / learns.sum(2, keepdim=True).clamp(min=1)
-                _adamw(weight, (error.flatten(0, 1) @ x).view_as(weight), *moments[:2], step, rate[..., None], decays[..., None])
-                _adamw(bias, error.sum(2), *moments[2:], step, rate, torch.zeros_like(decays))
+                _adamw(weight, (error.flatten(0, 1) @ x).view_as(weight), *of_weight, step, rate[..., None], decays[..., None])
+                _adamw(bias, error.sum(2), *of_bias, step, rate, torch.zeros_like(decays))
     return Heads(weight, bias, mean, scale)
 
 
@@ -130,8 +135,8 @@ def cross_validated(
     fold = torch.empty(count, dtype=torch.int64, device=device)
     fold[draw_order(count, seed, -3, device=device)] = torch.arange(count, device=device) * folds // count
     of_head = torch.arange(folds, device=device).repeat_interleave(len(grid))
-    how = {"epochs": epochs, "batch_size": batch_size, "classes": classes, "seed": seed}
-    heads = train(data, grid * folds, unseen=fold == of_head[:, None], **how)
+    unseen = fold == of_head[:, None]
+    heads = train(data, grid * folds, unseen=unseen, epochs=epochs, batch_size=batch_size, classes=classes, seed=seed)
     found = []
     for number in range(folds):
         own = of_head == number
@@ -148,7 +153,8 @@ def choose(heads: Heads, held_out: Features) -> int:
 
 def merits(heads: Heads, held_out: Features) -> list[tuple[bool, int, float]]:
     """What each head is chosen by, the larger the better: (finite?, how many held-out images are right, minus their cross-entropy)."""
-    right, entropy = 0, 0.0
+    right = torch.zeros(len(heads.weight), dtype=torch.int64, device=heads.weight.device)
+    entropy = torch.zeros(len(heads.weight), dtype=torch.float64, device=heads.weight.device)
     for x, y in zip(held_out.x.split(8192), held_out.y.split(8192), strict=True):
         logits = heads.logits(x)  # (H, C, B)
         right = right + (logits.argmax(1) == y).sum(1)

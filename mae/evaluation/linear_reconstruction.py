@@ -40,7 +40,7 @@ def ridge_errors(train: Pairs, validation: Pairs, test: Pairs, strengths: Sequen
     mean = train.codes.mean(0, dtype=torch.float64).to(device)
     scale = (train.codes.to(device).double() - mean).square().mean().clamp(min=1e-30).rsqrt()
     offset = train.pixels.mean(0, dtype=torch.float64).to(device)
-    products, targets = 0.0, 0.0
+    products, targets = torch.zeros(()), torch.zeros(())
     for codes, pixels in train.chunks(device):
         z = (codes - mean) * scale
         products, targets = products + z.T @ z, targets + z.T @ (pixels - offset)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from mae.config import Config
-from mae.data.sources import Splits, Subset
+from mae.data.sources import Source, Splits, Subset
 from mae.evaluation import knn, spectrum
 from mae.evaluation.diagnosis import diagnose
 from mae.evaluation.features import extract
@@ -80,7 +80,7 @@ def ridge(data: Features, x: Tensor, classes: int) -> Tensor:
     return (asked @ torch.linalg.solve(gram, known.T @ (target - centre)) + centre).argmax(1)
 
 
-def _some(source, count: int):  # type: ignore[no-untyped-def]
+def _some(source: Source, count: int) -> Source:
     """`count` images of a source, drawn once and for all, or all of them."""
     return source if len(source) <= count else Subset(source, draw_order(len(source), 1)[:count].sort().values.numpy())
 

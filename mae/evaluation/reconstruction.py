@@ -87,7 +87,7 @@ def at_most(source: Source, limit: int) -> Source:
 
 
 def _mean_patches(model: Autoencoder, batches: Iterator[tuple[Tensor, np.ndarray]]) -> MeanPatches:
-    pixels, target, count = 0.0, 0.0, 0
+    pixels, target, count = torch.zeros(()), torch.zeros(()), 0
     for images, _ in batches:
         patches = vit.patchify(images, model.encoder.patch_embed.patch_size)
         pixels, target = pixels + patches.double().sum(0), target + _target(model, patches).double().sum(0)

@@ -8,7 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -63,7 +63,7 @@ def run_protocols(
     """
     evaluators = [(dict(protocol), evaluator(protocol)) for protocol in protocols]
     kept = Path(run_dir).parent / ".cache"
-    subject = Subject(model, config, splits, torch.device(device), precision, kept / "features", share, open_other)
+    subject = Subject(model, config, splits, torch.device(device), precision, kept / "features", share, open_other=open_other)
     subject = replace(subject, also=_also([module for _, module in evaluators], subject))
     identity = {"name": name or Path(run_dir).name, "method": config.method.get("name"), "hash": encoder_hash(model)}
     identity |= {"architecture": config.encoder.name, "width": model.encoder.embed_dim, "precision": precision}
@@ -87,7 +87,7 @@ def run_protocols(
         entries.append(_with_correct(common | own, result, Path(run_dir)))
         for title, picture in result.pictures.items():
             file = Path(run_dir) / "figures" / f"{protocol['name'].replace('/', '-')}-{title}.png"
-            write_atomically(file, lambda path, picture=picture: Image.fromarray(picture).save(path, format="PNG"))
+            write_atomically(file, partial(Image.fromarray(picture).save, format="PNG"))
         for control in beside() if controls else ():
             entry = _of_control(control, module, protocol, common, kept / "controls", subject)
             if entry is not None:
@@ -228,7 +228,8 @@ def _with_correct(entry: Entry, result: Result, folder: Path) -> Entry:
 
     def write(path: Path) -> None:
         with open(path, "wb") as stream:
-            np.savez_compressed(stream, **result.correct)
+            arrays: dict[str, Any] = dict(result.correct)  # the stubs take any name for allow_pickle, which is a bool
+            np.savez_compressed(stream, **arrays)
 
     write_atomically(folder / file, write)
     return entry | {"correct": file}

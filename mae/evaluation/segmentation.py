@@ -5,6 +5,7 @@ union (Everingham et al., IJCV 88, 2010) is that of all test pixels together. Se
 """
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -52,16 +53,18 @@ def evaluate(
         raise ConfigError(f"{where} has no masks: put PNG files of class numbers into a folder masks/ beside data.path")
     if encodes_itself(subject.model) and type(subject.model).feature_maps is Autoencoder.feature_maps:
         raise ConfigError(f"{type(subject.model).__name__} has no patch features: take an encoder")
-    train, held, test = (at_most(s, n) for s, n in zip(subject.splits, (train_images, train_images, test_images), strict=True))
+    splits = subject.splits
+    train, held = at_most(splits.train, train_images), at_most(splits.validation, train_images)
+    test = at_most(splits.test_images, test_images)
     masks = {name: _masks(source, subject) for name, source in (("train", train), ("held", held), ("test", test))}
     classes = max(int(m[m != UNSAID].max(initial=1)) for m in masks.values()) + 1
 
     learnt, choosing = (_patches(subject, source, masks[name]) for name, source in (("train", train), ("held", held)))
     grid = [(rate, decay) for rate in learning_rates for decay in weight_decays]
-    how = {"epochs": epochs, "batch_size": batch_size, "classes": classes, "seed": seed}
-    choice = grid[linear_probe.choose(linear_probe.train(learnt, grid, **how), choosing)]
+    learn = partial(linear_probe.train, epochs=epochs, batch_size=batch_size, classes=classes, seed=seed)
+    choice = grid[linear_probe.choose(learn(learnt, grid), choosing)]
     both = Features(torch.cat([learnt.x, choosing.x]), torch.cat([learnt.y, choosing.y]))
-    head = linear_probe.train(both, [choice], **how)
+    head = learn(both, [choice])
 
     said = np.concatenate(list(_predictions(subject, test, head)))
     confusion = np.stack([_confusion(*pair, classes) for pair in zip(masks["test"], said, strict=True)])  # (N, C, C)
@@ -105,7 +108,7 @@ def _scores(confusion: np.ndarray, draws: int, seed: int, names: list[str]) -> d
     def accuracy(counts: np.ndarray) -> np.ndarray:
         return 100 * np.trace(counts, axis1=-2, axis2=-1) / counts.sum((-2, -1))
 
-    metrics = {}
+    metrics: dict[str, float] = {}
     for name, score in (("miou", miou), ("pixel_accuracy", accuracy)):
         low, high = np.quantile(score(drawn), [0.025, 0.975])
         metrics |= {name: float(score(total)), f"{name}_ci95": float(high - low) / 2}

@@ -7,6 +7,7 @@ They compare runs of ONE method and width; between methods a larger rank is not 
 """
 
 from collections.abc import Mapping
+from functools import partial
 
 import numpy as np
 import torch
@@ -37,8 +38,12 @@ def evaluate(material: Material, *, images: int = 10000, draws: int = 5, seed: i
         x = x[draw_order(len(x), seed)[:images].sort().values.to(x.device)].double()
         spectra[pool] = covariance_spectrum(x)
         metrics |= figures(x, pool, spectra[pool])
-        metrics |= deviations(lambda ids, x=x, pool=pool: figures(x[ids.to(x.device)], pool), len(x), draws=draws, seed=seed)
+        metrics |= deviations(partial(_of_some, x, pool), len(x), draws=draws, seed=seed)
     return Result(metrics | {"n_test": len(x)}, {}, {"spectrum": _picture(spectra, metrics)})
+
+
+def _of_some(x: Tensor, pool: str, ids: Tensor) -> dict[str, float]:
+    return figures(x[ids.to(x.device)], pool)
 
 
 def figures(x: Tensor, pool: str = "mean", spectrum: Tensor | None = None) -> dict[str, float]:

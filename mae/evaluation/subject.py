@@ -46,8 +46,9 @@ class Subject:
         if source.fingerprint in self._read:
             return self._read[source.fingerprint]
         also = self.also if not encodes_itself(self.model) and any(source is split for split in self.splits) else ()
-        given = {"device": self.device, "precision": self.precision, "cache": self.kept, "share": self.share}
-        found = extract(self.model, source, self.config, also=also, **given)
+        found = extract(
+            self.model, source, self.config, also=also, device=self.device, precision=self.precision, cache=self.kept, share=self.share
+        )
         if also:  # not to be had from the disk
             self._read[source.fingerprint] = found
         return found

@@ -25,7 +25,7 @@ class Joined:
 
     @cached_property
     def labels(self) -> np.ndarray | None:
-        return None if self.classes is None else np.concatenate([part.labels for part in self.parts if len(part)])  # type: ignore[misc]
+        return None if self.classes is None else np.concatenate([part.labels for part in self.parts if len(part)])
 
     @cached_property
     def fingerprint(self) -> str:
