@@ -66,9 +66,13 @@ def _seen(source: Source, limit: int, threads: int) -> dict[str, Any]:
     from mae.data.decode import DamagedImage
 
     ids = np.unique(np.linspace(0, len(source) - 1, min(limit, len(source))).round().astype(np.int64))
-    looks, damaged = [], []
+    looks: list[survey.Look] = []
+    damaged: list[DamagedImage] = []
     for look in tqdm(survey.survey(source, ids, threads=threads), total=len(ids), unit="image", desc="looking", disable=None, leave=False):
-        (damaged if isinstance(look, DamagedImage) else looks).append(look)
+        if isinstance(look, DamagedImage):
+            damaged.append(look)
+        else:
+            looks.append(look)
     what = f"all {len(ids):,}" if len(ids) == len(source) else f"{len(ids):,} of them, evenly drawn"
     print(f"  looked at    {what}")
     print(f"  unreadable   {len(damaged):,}" + "".join(f"\n    {d}" for d in damaged[:10]) + ("\n    ..." if len(damaged) > 10 else ""))
@@ -80,7 +84,7 @@ def _seen(source: Source, limit: int, threads: int) -> dict[str, Any]:
     print(f"  kind         {_kinds(looks)}")
     sizes = [look.content for look in looks if look.content is not None]
     if sizes:
-        print(f"  files        {np.mean(sizes) / 1024:,.0f} KiB each on average, about {size(np.mean(sizes) * len(source))} in all")
+        print(f"  files        {np.mean(sizes) / 1024:,.0f} KiB each on average, about {size(float(np.mean(sizes)) * len(source))} in all")
     return {
         "looked_at": len(ids),
         "unreadable": [[d.name, d.reason] for d in damaged],
@@ -138,13 +142,16 @@ def _sheet(cfg: Config, splits: Splits, file: Path) -> Path:
     crops = []
     for epoch in range(2):
         keys = hash_integers(cfg.train.seed, epoch, ids)
-        crops.append((normalise(steps.read(ids, keys).images, cfg.data), torch.from_numpy(keys)))
+        read = steps.read(ids, keys)
+        if isinstance(read, ConfigError):
+            raise read
+        crops.append((normalise(read.images, cfg.data), torch.from_numpy(keys)))
         rows.append((f"epoch {epoch + 1}", canvas.colours(crops[-1][0], cfg)))
     method = build(cfg)
     if hasattr(method, "predict"):
-        images, keys = crops[0]
+        images, drawn_by = crops[0]
         with torch.no_grad():
-            _, hidden = method.predict(images, keys=keys)
+            _, hidden = method.predict(images, keys=drawn_by)
         patch, grid = method.encoder.patch_embed.patch_size, method.encoder.patch_embed.grid_size
         seen = vit.patchify(torch.from_numpy(rows[1][1]).permute(0, 3, 1, 2), patch)
         seen[hidden] = 0.5

@@ -106,8 +106,9 @@ def code_maps(method: "Autoencoder", source: Source, cfg: Config, device: "torch
 
     from mae.data.loader import evaluation_batches, normalise
 
-    if hasattr(method, "latents_for_diffusion"):
-        return method.latents_for_diffusion, float(method.scale_factor)
+    own: Any = method
+    if hasattr(own, "latents_for_diffusion"):
+        return own.latents_for_diffusion, float(own.scale_factor)
     places = method.encoder.patch_embed
     code: Callable[[Tensor], Tensor] = getattr(method, "latent", lambda images: images)
     with torch.no_grad():
@@ -126,9 +127,12 @@ def _write(
     """Writes the shards of all splits; returns what index.json says of them."""
     from webdataset import ShardWriter
 
-    shape, left_out, splits = (), [], {}
+    shape: tuple[int, ...] = ()
+    left_out: list[str] = []
+    splits: dict[str, dict[str, Any]] = {}
     for split, source in sources.items():
-        keys, shards, count = keys_of(source), [], 0
+        shards: list[str] = []
+        keys, count = keys_of(source), 0
         pattern = f"{str(folder.resolve()).replace('%', '%%')}/{split}-%06d.tar"
         # pax: names of any length; no time of day: the same latents, the same bytes
         with ShardWriter(pattern, maxcount=SHARD, verbose=0, post=shards.append, format="PAX_FORMAT", mtime=0) as writer:

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping
+from typing import Any, TypeGuard
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -68,7 +69,7 @@ def load_strictly(module: nn.Module, weights: Mapping[str, Tensor], what: str) -
     module.load_state_dict(dict(weights), strict=True)
 
 
-def is_whole(model: Autoencoder) -> bool:
+def is_whole(model: Autoencoder) -> TypeGuard[MAE]:
     """Whether the model is a MAE with the paper's decoder, for which the layouts have a place."""
     return isinstance(model, MAE) and isinstance(model.decoder, Decoder)
 
@@ -91,7 +92,7 @@ def plain(encoder: nn.Module, layout: str) -> VisionTransformer:
     """The encoder where it is the plain ViT with a class token that a layout knows; else raises ConfigError that says what is too much."""
     if not isinstance(encoder, VisionTransformer):
         raise ConfigError(f"a {type(encoder).__name__} has no place in the {layout} layout: use --format timm, or train with a ViT")
-    block = encoder.blocks[0]
+    block: Any = encoder.blocks[0]  # timm's
     norms = [module.eps for module in encoder.modules() if isinstance(module, nn.LayerNorm)]
     odd = {
         "register tokens": encoder.reg_token is not None,

@@ -13,8 +13,16 @@ from mae.errors import ConfigError
 PATIENCE_SECONDS = 5  # for the first answer of the hub; its own client tries for most of a minute
 
 
-def fetch(name: str, file: str, *, needed: bool = True) -> Path | None:
-    """A file of the repository `name`; None where it does not exist and is not needed. Raises ConfigError."""
+def fetch(name: str, file: str) -> Path:
+    """A file of the repository `name`. Raises ConfigError where it cannot be had."""
+    found = find(name, file)
+    if found is None:
+        raise ConfigError(f"{name} on the Hugging Face hub has no {file}: choose a model saved as safetensors")
+    return found
+
+
+def find(name: str, file: str) -> Path | None:
+    """The same; None where the repository has no such file."""
     try:
         with contextlib.suppress(LocalEntryNotFoundError):
             return Path(huggingface_hub.hf_hub_download(name, file, local_files_only=True))
@@ -25,10 +33,8 @@ def fetch(name: str, file: str, *, needed: bool = True) -> Path | None:
         return Path(huggingface_hub.hf_hub_download(name, file))
     except RepositoryNotFoundError as error:
         raise ConfigError(f"the Hugging Face hub has no {name}, or keeps it private: look it up at {_hub()}") from error
-    except EntryNotFoundError as error:
-        if not needed:
-            return None
-        raise ConfigError(f"{name} on the Hugging Face hub has no {file}: choose a model saved as safetensors") from error
+    except EntryNotFoundError:
+        return None
     except (HfHubHTTPError, OSError) as error:
         raise ConfigError(f"{file} of {name} could not be fetched from the Hugging Face hub: try again later") from error
 

@@ -142,25 +142,25 @@ def save(model: Autoencoder, folder: Path, *, data: Data) -> list[Path]:
     height, width = encoder.patch_embed.img_size
     if height != width:
         raise ConfigError(f"the Hugging Face layout is for square images, not {height} x {width}: use --format timm or official")
-    whole, attention = assemble.is_whole(model), encoder.blocks[0].attn
+    first: Any = encoder.blocks[0]  # timm's
     config = {
-        "architectures": ["ViTMAEForPreTraining" if whole else "ViTMAEModel"],
+        "architectures": ["ViTMAEForPreTraining" if assemble.is_whole(model) else "ViTMAEModel"],
         "model_type": "vit_mae",
         "hidden_size": encoder.embed_dim,
         "num_hidden_layers": len(encoder.blocks),
-        "num_attention_heads": attention.num_heads,
-        "intermediate_size": encoder.blocks[0].mlp.fc1.out_features,
+        "num_attention_heads": first.attn.num_heads,
+        "intermediate_size": first.mlp.fc1.out_features,
         "hidden_act": "gelu",
         "layer_norm_eps": encoder.norm.eps,
         "qkv_bias": True,
         "image_size": height,
         "patch_size": encoder.patch_embed.patch_size[0],
         "num_channels": encoder.patch_embed.proj.in_channels,
-        "mask_ratio": model.mask_ratio if whole else 0.0,
+        "mask_ratio": model.mask_ratio if assemble.is_whole(model) else 0.0,
         "dtype": "float32",
     }
-    if whole:
-        block = model.decoder.blocks[0]
+    if assemble.is_whole(model):
+        block: Any = model.decoder.blocks[0]
         config |= {
             "decoder_hidden_size": model.decoder.embed.out_features,
             "decoder_num_hidden_layers": len(model.decoder.blocks),

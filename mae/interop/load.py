@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
@@ -52,7 +52,7 @@ def open_encoder(word: str) -> Opened:
 
 
 def _of_timm(encoder: VisionTransformer, name: str, overrides: dict[str, Any]) -> Opened:
-    facts = encoder.pretrained_cfg
+    facts = cast(dict[str, Any], encoder.pretrained_cfg)  # timm's, set when it makes a model
     size, channels = encoder.patch_embed.img_size or facts["input_size"][1:], encoder.patch_embed.proj.in_channels
     mean, std = (_a_channel(facts[key], channels) for key in ("mean", "std"))
     return Opened(Autoencoder(encoder).eval(), name, facts["architecture"], overrides, tuple(size), channels, mean, std, "timm")
@@ -77,8 +77,8 @@ def _of_hub(name: str) -> Opened:
     if "architecture" in config:  # a timm model on the hub
         return _of_folder(hub.fetch(name, timm_models.WEIGHTS).parent)
     huggingface.read_config(config, f"hf:{name}")  # refused before its weights are fetched
-    weights = hub.fetch(name, "model.safetensors", needed=False) or hub.fetch(name, "pytorch_model.bin")
-    return _of_hugging_face(config, weights, hub.fetch(name, "preprocessor_config.json", needed=False), name.split("/")[-1])
+    weights = hub.find(name, "model.safetensors") or hub.fetch(name, "pytorch_model.bin")
+    return _of_hugging_face(config, weights, hub.find(name, "preprocessor_config.json"), name.split("/")[-1])
 
 
 def _of_hugging_face(config: Mapping[str, Any], weights: Path, preprocessing: Path | None, name: str) -> Opened:

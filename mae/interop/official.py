@@ -7,6 +7,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -90,8 +91,9 @@ def save(model: Autoencoder, folder: Path, *, data: Data) -> list[Path]:
     encoder that is more than a plain ViT.
     """
     encoder = assemble.plain(model.encoder, "official")
+    block: Any = encoder.blocks[0]  # timm's
     facts = {
-        "num_heads": encoder.blocks[0].attn.num_heads,
+        "num_heads": block.attn.num_heads,
         "image_size": list(encoder.patch_embed.img_size),
         "layer_norm_eps": encoder.norm.eps,
         "mean": list(data.mean),
@@ -101,8 +103,9 @@ def save(model: Autoencoder, folder: Path, *, data: Data) -> list[Path]:
     written = [folder / "encoder.pth"]
     torch.save({"model": from_ours(assemble.encoder_only(ours)), "args": facts}, written[0])
     if assemble.is_whole(model):
+        decoding: Any = model.decoder.blocks[0]
         facts |= {
-            "decoder_num_heads": model.decoder.blocks[0].attn.num_heads,
+            "decoder_num_heads": decoding.attn.num_heads,
             "norm_pix_loss": model.norm_pix,
             "mask_ratio": model.mask_ratio,
         }

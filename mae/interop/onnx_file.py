@@ -13,6 +13,7 @@ from mae.errors import ConfigError
 from mae.keys import Data
 from mae.methods.base import Autoencoder
 from mae.nets import vit
+from mae.nets.encoders import Encoder
 
 NEEDED = ("onnx", "onnxscript")
 
@@ -20,7 +21,10 @@ NEEDED = ("onnx", "onnxscript")
 class Vectors(nn.Module):
     """Images (B, C, H, W), pixels scaled to [0, 1] -> `mean` and, where the encoder has a class token, `cls`, each (B, D)."""
 
-    def __init__(self, encoder: nn.Module, data: Data) -> None:
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, encoder: Encoder, data: Data) -> None:
         super().__init__()
         self.encoder = encoder
         self.pools = ("mean",) if encoder.cls_token is None else ("mean", "cls")

@@ -28,14 +28,14 @@ def resize(model: Autoencoder, *, image_size: tuple[int, int] | None = None, cha
     if channels not in (None, before):
         _to_channels(model, channels)
     if size != tuple(encoder.patch_embed.img_size):
-        _to_size(model, size)
+        _to_size(model, encoder, size)
     return model
 
 
-def _to_size(model: Autoencoder, image_size: tuple[int, int]) -> None:
-    embed = model.encoder.patch_embed
+def _to_size(model: Autoencoder, encoder: VisionTransformer, image_size: tuple[int, int]) -> None:
+    embed = encoder.patch_embed
     before, after = embed.grid_size, sizes.grid(image_size, embed.patch_size[0])
-    model.encoder.set_input_size(img_size=image_size)
+    encoder.set_input_size(img_size=image_size)
     if isinstance(model, MAE):
         positions = model.decoder.positions
         model.decoder.positions = resample_abs_pos_embed(positions, new_size=list(after), old_size=list(before), num_prefix_tokens=0)
@@ -62,5 +62,5 @@ def _predicted(x: Tensor, before: int, channels: int) -> Tensor:
     return x.flatten(0, 1)
 
 
-def _like(parameter: nn.Parameter, x: Tensor) -> nn.Parameter:
+def _like(parameter: Tensor, x: Tensor) -> nn.Parameter:
     return nn.Parameter(x.contiguous(), requires_grad=parameter.requires_grad)
