@@ -6,9 +6,10 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 from mae import config
+from mae.data import jpeg
 from mae.data.decode import DamagedImage, decode
 from mae.data.sources import Subset, open_splits
 from mae.errors import ConfigError
@@ -85,6 +86,18 @@ def test_images_are_turned_upright(orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     assert np.array_equal(decode(encoded(stored, "PNG", exif=exif), channels=3, name="x"), upright)
+
+
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("orientation", range(9))  # 0 and 1: upright
+def test_jpegs_are_turned_as_pillow_turns_them_in_either_byte_order(orientation, order):
+    picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 16, 3), np.uint8))
+    start = {"<": b"II*\0", ">": b"MM\0*"}[order] + struct.pack(order + "I", 8)
+    notes = start + struct.pack(order + "HHHIHHI", 1, 0x0112, 3, 1, orientation, 0, 0)
+    content = encoded(picture, "JPEG", exif=b"Exif\0\0" + notes)
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(content)))
+    assert np.array_equal(decode(content, channels=3, name="x"), np.asarray(upright))
+    assert jpeg.decode(content, channels=3, most=10**6) is None or orientation < 2
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ what becomes of it.
 """
 
 import io
+import re
+from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
@@ -16,6 +18,9 @@ except ImportError:  # no wheel for this platform: Pillow does it all
     simplejpeg = None
 
 ORIENTATION = 0x0112  # EXIF
+TURNED = re.compile(
+    rb"\x12\x01\x03\0(?!\x01\0\0\0\x01)|\x01\x12\0\x03(?!\0\0\0\x01\0\x01)|rientation"
+)  # it, as one short that is not 1; XMP's
 APP1, SCAN = 0xE1, 0xDA  # JPEG's markers: EXIF and XMP; the pixels
 
 
@@ -42,17 +47,17 @@ def plain(content: bytes, *, channels: int, most: int) -> tuple[int, int] | None
 
 
 def _turned(content: bytes) -> bool:
-    """Whether the image says that it is not upright."""
-    if not _has_notes(content):
+    """Whether the image says that it is not upright; Pillow is asked only where it might."""
+    if not any(TURNED.search(note) for note in _notes(content)):
         return False
     return Image.open(io.BytesIO(content), formats=("JPEG",)).getexif().get(ORIENTATION, 1) in range(2, 9)
 
 
-def _has_notes(content: bytes) -> bool:
-    """Whether a JPEG has EXIF or XMP before its pixels."""
+def _notes(content: bytes) -> Iterator[bytes]:
+    """The EXIF and XMP segments before a JPEG's pixels."""
     at = 2
     while at + 4 <= len(content) and content[at] == 0xFF and content[at + 1] != SCAN:
+        end = at + 2 + int.from_bytes(content[at + 2 : at + 4])
         if content[at + 1] == APP1:
-            return True
-        at += 2 + int.from_bytes(content[at + 2 : at + 4])
-    return False
+            yield content[at:end]
+        at = end
