@@ -9,7 +9,14 @@ from mae.nets.sizes import grid, hidden_count, patch_size
 DURATIONS = ("epochs", "steps", "minutes")
 ABOVE_ZERO = [f"train.{k}" for k in (*DURATIONS, "batch_size", "log_every", "checkpoint_every", "timeout", "spike")]
 ABOVE_ZERO += ["run.keep", "run.keep_every", "optim.clip", "optim.layer_decay"]
-NOT_BELOW_ZERO = ["train.skip_updates", "train.check_replicas", "train.evaluate_every", "track.images_every", "data.workers"]
+NOT_BELOW_ZERO = [
+    "train.skip_updates",
+    "train.check_replicas",
+    "train.evaluate_every",
+    "track.images_every",
+    "track.histograms_every",
+    "data.workers",
+]
 NOT_BELOW_ZERO += ["optim.base_lr", "optim.min_lr", "optim.weight_decay"]
 
 

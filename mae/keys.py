@@ -142,6 +142,7 @@ class Track:
     group: str | None = key(None, "W&B group; null = the run's name, which links pretrain, probe and fine-tune")
     tags: list[str] = key([], "W&B tags")
     images_every: int = key(0, "steps between reconstruction pictures; 0 = at the end only")
+    histograms_every: int = key(0, "steps between histograms of all weights and gradients in W&B; 0 = none")
 
 
 @dataclass(frozen=True)

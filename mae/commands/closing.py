@@ -7,7 +7,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 
 from mae import config as configuration
-from mae.commands import compare, pictures
+from mae.commands import compare, pictures, predictions
 from mae.config import Config
 from mae.data.sources import Splits
 from mae.evaluation import diagnosis, results
@@ -17,7 +17,7 @@ from mae.methods.base import Autoencoder
 from mae.methods.build import build
 from mae.nets.vit import choose_attention
 from mae.reporting import table
-from mae.training import alarms, precision
+from mae.training import alarms, lineage, precision
 from mae.training.run import RunFolder
 from mae.training.tracking import Tracker
 from mae.training.watch import memory_gib
@@ -30,13 +30,14 @@ def close(
     folder.note(**_costs(device))
     if isinstance(method.encoder, VisionTransformer) and not encodes_itself(method):
         timm_folder.save(method.encoder, folder.encoder, data=config.data, tag=folder.path.name)
-        tracker.artifact(folder.encoder, f"{folder.path.name}-encoder", "model")
+        tracker.made(lineage.encoder(folder.path.name, folder))
     found = diagnosis.diagnose(method, splits, config, device=device)
     row = {"step": step, **{f"held_out/{k}": v for k, v in found.figures.items()}}
     folder.append(row)
     folder.say([*found.sentences, *alarms.told(folder.rows())])
     tracker.log(row)
     drawn = draw(method, splits, config, device, folder, tracker, step)
+    drawn += pictures.curves(folder.rows(), folder.path)
     entries = results.run_protocols(
         method,
         config,
@@ -50,6 +51,8 @@ def close(
     )
     results.add_entries(folder.results, entries)
     tracker.results(entries)
+    predictions.send(tracker, splits, config, entries, folder.path)
+    tracker.made(lineage.results(folder))
     page = compare.refresh(folder.path)
     print(f"\n{table.text(entries)}\n")
     print("\n".join(found.sentences))
@@ -68,10 +71,18 @@ def _costs(device: torch.device) -> dict[str, float]:
 
 
 def draw(
-    method: Autoencoder, splits: Splits, config: Config, device: torch.device, folder: RunFolder, tracker: Tracker, step: int
+    method: Autoencoder,
+    splits: Splits,
+    config: Config,
+    device: torch.device,
+    folder: RunFolder,
+    tracker: Tracker,
+    step: int,
+    *,
+    training: bool = False,
 ) -> list[Path]:
-    """Draws what the method can show into the run's figures/ and sends it to W&B; returns the files."""
-    drawn = pictures.draw(method, splits, config, device, folder.figures)
+    """Draws what the method can show into the run's figures/ and sends it to W&B; returns the files. `training`: only what is cheap."""
+    drawn = pictures.draw(method, splits, config, device, folder.figures, training=training)
     for picture in drawn:
         tracker.images(picture.stem, [picture], step=step)
     return drawn

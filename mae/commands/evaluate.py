@@ -59,13 +59,13 @@ def measure(cfg: Config, found: Found, protocols: Sequence[Mapping[str, Any]], *
     """
     splits = open_splits(cfg.data)
 
-    from mae.commands import closing, compare  # torch: only once words and data are known to be good
+    from mae.commands import closing, compare, predictions  # torch: only once words and data are known to be good
     from mae.evaluation import results
     from mae.evaluation.features import Share
     from mae.interop.resize import resize
     from mae.nets.vit import choose_attention
     from mae.reporting import table
-    from mae.training import distributed, precision
+    from mae.training import distributed, lineage, precision
     from mae.training.tracking import Tracker
 
     with distributed.start(cfg.train.device) as ranks:
@@ -90,6 +90,10 @@ def measure(cfg: Config, found: Found, protocols: Sequence[Mapping[str, Any]], *
         results.add_entries(found.home.results, entries)
         compare.refresh(found.home.path)
         tracker = Tracker(cfg, found.home.path, job, name=found.home.path.name, derived={})
+        for artifact in (lineage.data_set(cfg, splits), lineage.encoder(found.name, found.home)):
+            tracker.uses(artifact)
         tracker.results(entries)
+        predictions.send(tracker, splits, cfg, entries, found.home.path)
+        tracker.made(lineage.results(found.home))
         tracker.finish()
     print(f"{table.text(entries)}\n\n{found.home.results}")

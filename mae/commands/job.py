@@ -3,7 +3,7 @@
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,7 @@ from mae.data.sources import Splits
 from mae.errors import ConfigError, LossSpike, NonFiniteLoss, Preempted
 from mae.methods.base import Output
 from mae.nets.vit import choose_attention
-from mae.training import checkpoint, distributed, flops, going_on, optim, parallel, precision, state, watch
+from mae.training import checkpoint, distributed, flops, going_on, histograms, lineage, optim, parallel, precision, state, watch
 from mae.training.alarms import Alarms
 from mae.training.console import Console
 from mae.training.distributed import Ranks
@@ -48,6 +48,7 @@ class Job:
     finish: Callable[[nn.Module, Tracker, torch.device, int], None]  # on rank 0, when training is over after so many steps
     draw: Callable[[nn.Module, Tracker, torch.device, int], object] | None = None  # pictures while training, on rank 0
     transform: Callable[[np.ndarray, int], Tensor] | None = None  # a training augmentation of its own
+    reads: Sequence[lineage.Artifact] = ()  # for W&B: what it starts from, besides the images
 
 
 def run(job: Job, config: Config, folder: RunFolder, splits: Splits, plan: Plan) -> None:
@@ -75,6 +76,9 @@ def run(job: Job, config: Config, folder: RunFolder, splits: Splits, plan: Plan)
             see_the_same(folder, ranks)
             tracker = Tracker(config, folder.path, job.kind, name=job.name, derived=derived) if ranks.first else None
             stack.enter_context(_status(folder, tracker))
+            if tracker is not None:
+                for artifact in (lineage.data_set(config, splits), *job.reads):
+                    tracker.uses(artifact)
             if getattr(module, "learns", True):
                 spread = parallel.Spread(engine.name, module, ranks)
                 module, steps = _train(job, config, folder, splits, plan, spread, ranks, derived, tracker, stop)
@@ -87,7 +91,7 @@ def run(job: Job, config: Config, folder: RunFolder, splits: Splits, plan: Plan)
 
 
 @contextlib.contextmanager
-def _status(folder: RunFolder, tracker: Tracker | None):  # type: ignore[no-untyped-def]
+def _status(folder: RunFolder, tracker: Tracker | None) -> Iterator[None]:
     """Keeps status.json and W&B's state true, however the job ends."""
     try:
         yield
@@ -188,6 +192,14 @@ def _train(
             folder.append(row)
             tracker.log(row)
 
+    if tracker is not None and tracker.on and (every := config.track.histograms_every):
+        histograms.before_updates(
+            optimizer,
+            module,
+            wanted=lambda: (progress.step + 1) % every == 0,
+            send=lambda found: tracker.histograms(found, progress.step + 1),
+        )
+
     def log_row(row: dict[str, Any]) -> None:
         if alarms is not None:
             write(row | watch.costs(row, derived, ranks))
@@ -222,7 +234,7 @@ def _train(
                 if whole is not None and tracker is not None:
                     job.draw(whole, tracker, ranks.device, step)
 
-    def batches() -> Iterator[list[Batch]]:
+    def batches() -> Generator[list[Batch], None, None]:
         """The steps' images from where the run stands, which after going back is another place."""
         return train_batches(
             splits.train,
@@ -277,10 +289,11 @@ def _blank(config: Config, ranks: Ranks, accumulate: int) -> Batch:
 
 def _settle(module: nn.Module, config: Config, folder: RunFolder, splits: Splits, ranks: Ranks, derived: dict[str, Any]) -> None:
     """A method that no gradient trains: one pass over the training images where it has a closed form, then its only checkpoint."""
-    if hasattr(module, "fit"):
+    fit_to = getattr(module, "fit", None)
+    if fit_to is not None:
         batches = evaluation_batches(splits.train, config, batch_size=1024, device=ranks.device)
         with torch.no_grad():
-            module.fit((normalise(batch.images, config.data), batch.keys) for batch in batches)
+            fit_to((normalise(batch.images, config.data), batch.keys) for batch in batches)
     tensors = {f"model.{k}": v for k, v in module.state_dict().items()}
     facts = {"config": fingerprint(config), "data": derived["data"], "world": ranks.world, "samples": 0}
     checkpoint.save(folder.checkpoints, 0, tensors, {}, facts=facts, keep=config.run.keep)

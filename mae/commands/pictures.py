@@ -1,4 +1,4 @@
-"""The pictures of a run: reconstructions, and what its method can draw besides; and the story of `mae pictures`, which draws them anew."""
+"""The pictures of a run: what its method makes of held-out images, what its encoder sees in them, how it learnt; and `mae pictures`."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,11 +13,19 @@ from mae.errors import ConfigError
 USAGE = """
 usage: mae pictures RUN [train.device=D]
 
-Draws RUN/figures/: reconstructions of held-out images; samples from the prior and interpolations where the method has them (for a
-vq_vae a prior over its codes is fitted first); the images that most activate each atom of a sparse dictionary.
+Draws RUN/figures/ anew, and RUN/report.html with it, from held-out images:
+  reconstructions   input, what is visible, what is made of it
+  attention         where the last block's class token looks, as a mean over heads and head by head (a ViT)
+  neighbours        the training images nearest to held-out ones by the encoder's features
+  samples           images from the prior (for a vq_vae a prior over its codes is fitted first)
+  interpolations    from one image to another
+  latent_walk       one number of the code at a time
+  atoms             the images that most activate each atom of a sparse dictionary
+  curves            loss, explained variance and probes over the run
+where the method has them. `mae reconstruct` takes other images and other encoders.
 """
 PICTURED = 8  # images in a row
-LOOKED_THROUGH = 512  # held-out images, for those that activate an atom
+LOOKED_THROUGH = 512  # held-out images, for those that activate an atom and those whose codes are walked along
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -36,78 +44,89 @@ def _story(words: list[str]) -> None:
     import torch
 
     import mae
+    from mae.commands import compare
     from mae.data.batch import normalise
     from mae.data.loader import evaluation_batches
     from mae.training import distributed
 
-    with distributed.start(cfg.train.device) as ranks, torch.no_grad():
-        method = mae.load(folder.path).to(ranks.device)
+    with distributed.start(cfg.train.device) as ranks:
+        method: Any = mae.load(folder.path).to(ranks.device)  # asked by name for what it has
         if hasattr(method, "fit_prior"):
             batches = evaluation_batches(splits.train, cfg, batch_size=256, device=ranks.device)
             with torch.enable_grad():
                 nats = method.fit_prior((normalise(b.images, cfg.data), b.keys) for b in batches)
             print(f"prior over the codes fitted: {nats:.2f} nats a code")
-        for file in draw(method, splits, cfg, ranks.device, folder.figures):
-            print(file)
+        drawn = [*draw(method, splits, cfg, ranks.device, folder.figures), *curves(folder.rows(), folder.path)]
+    page = compare.refresh(folder.path) if folder.results.is_file() else None
+    for file in [*drawn, *([page] if page is not None else [])]:
+        print(file)
 
 
-def draw(method: Any, splits: Splits, config: Config, device: Any, folder: Path) -> list[Path]:
-    """Every picture that the method can make, as PNG files in the folder, from a few held-out images."""
+def draw(method: Any, splits: Splits, config: Config, device: Any, folder: Path, *, training: bool = False) -> list[Path]:
+    """Every picture that the method and its encoder can make, as PNG files in the folder; while `training` only those that cost little."""
     import torch
+    from PIL import Image
+    from timm.models.vision_transformer import VisionTransformer
 
-    from mae.data.batch import normalise
-    from mae.data.loader import evaluation_batches
+    from mae.evaluation import attention_pictures, generation, generation_pictures, neighbour_pictures, reconstruction_pictures
+    from mae.evaluation.features import encodes_itself
     from mae.evaluation.reconstruction import at_most
+    from mae.evaluation.subject import Subject
 
-    source = at_most(splits.validation, LOOKED_THROUGH)
-    batches = [(normalise(b.images, config.data), b.keys) for b in evaluation_batches(source, config, batch_size=256, device=device)]
-    images, keys = (part[:PICTURED] for part in batches[0])
-    pictures: dict[str, Callable[[], tuple[dict[str, Any], str] | None]] = {}
+    held_out, subject = splits.validation, Subject(method, config, splits, device)
+    images, keys = next(subject.batches(at_most(held_out, PICTURED)))
+    code = generation.code_of(method)
+
+    def many() -> list[Any]:
+        return list(subject.batches(at_most(held_out, LOOKED_THROUGH)))
+
+    pictures: dict[str, Callable[[], Any]] = {}
     if hasattr(method, "reconstruct"):
-        pictures["reconstructions"] = lambda: _reconstructions(method, images, keys)
-    if hasattr(method, "sample") and getattr(method, "prior_steps", 1):  # 0: a prior that is yet to be fitted
-        pictures["samples"] = lambda: ({f"{i * PICTURED + 1} ...": part for i, part in enumerate(method.sample(24).split(PICTURED))}, "")
+        pictures["reconstructions"] = lambda: reconstruction_pictures.draw(subject, images, keys)
+    if hasattr(method, "sample") and getattr(method, "prior_steps", True):  # 0: a prior that is yet to be fitted
+        pictures["samples"] = lambda: generation_pictures.samples(subject, {"prior": method.sample(36)})
     if hasattr(method, "interpolate"):
-        pictures["interpolations"] = lambda: _interpolations(method, images)
+        pictures["interpolations"] = lambda: _interpolations(subject, images)
     if hasattr(method, "top_images"):
-        pictures["atoms"] = lambda: _atoms(method, batches)
+        pictures["atoms"] = lambda: _atoms(subject, many())
+    if isinstance(method.encoder, VisionTransformer) and not encodes_itself(method) and not training:
+        pictures["attention"] = lambda: attention_pictures.draw(subject, images)
+    if not training:
+        pictures["neighbours"] = lambda: neighbour_pictures.draw(subject)
+    if code is not None and hasattr(method, "sample") and not training:
+        pictures["latent_walk"] = lambda: generation_pictures.walks(subject, torch.cat([code(part).float() for part, _ in many()]))
     files = []
-    with torch.no_grad():
-        for name, rows_of in pictures.items():
-            files.append(_grid(*rows_of(), folder / f"{name}.png", config))
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, picture in pictures.items():
+        files.append(folder / f"{name}.png")
+        with subject.reading():
+            Image.fromarray(picture()).save(files[-1])
     return files
 
 
-def _reconstructions(method: Any, images: Any, keys: Any) -> tuple[dict[str, Any], str]:
-    if hasattr(method, "visible"):
-        rows = {"input": images, "visible": method.visible(images, keys=keys), "reconstruction": method.reconstruct(images, keys=keys)}
-        return rows, "hidden patches un-normalised with the statistics of the visible ones" if method.norm_pix else ""
-    if hasattr(method, "corrupt"):
-        corrupted = method.corrupt(images, keys=keys)
-        return {"input": images, "corrupted": corrupted, "reconstruction": method.reconstruct(corrupted)}, ""
-    return {"input": images, "reconstruction": method.reconstruct(images)}, ""
+def curves(rows: Sequence[Any], run: Path) -> list[Path]:
+    """figures/curves.png of the run, from its rows of metrics.jsonl; nothing where too little was logged."""
+    from mae.reporting import curves as reporting
+
+    figure, file = reporting.figure(rows, run.resolve().name), run / "figures" / "curves.png"
+    if figure is None:
+        return []
+    figure.savefig(file)
+    return [file]
 
 
-def _interpolations(method: Any, images: Any) -> tuple[dict[str, Any], str]:
+def _interpolations(subject: Any, images: Any) -> Any:
+    from mae.evaluation import canvas, drawing
+
     half = min(len(images) // 2, 3)
-    steps = method.interpolate(images[:half], images[half : 2 * half], PICTURED)
-    return {f"pair {i + 1}": row for i, row in enumerate(steps)}, "from one image to another along a straight line between their codes"
+    steps = subject.model.interpolate(images[:half], images[half : 2 * half], PICTURED)
+    rows = [(f"pair {i + 1}", canvas.colours(row, subject.config)) for i, row in enumerate(steps)]
+    return drawing.image_rows(rows, caption="from one image to another along a straight line between their codes", size=1.0)
 
 
-def _atoms(method: Any, batches: list) -> tuple[dict[str, Any], str]:
-    found = method.top_images(batches, atoms=6, count=PICTURED)
-    return {f"atom {int(a)}": row for a, row in zip(found.atoms, found.images, strict=True)}, "held-out images that most activate each atom"
+def _atoms(subject: Any, batches: list[Any]) -> Any:
+    from mae.evaluation import canvas, drawing
 
-
-def _grid(rows: dict[str, Any], caption: str, file: Path, config: Config) -> Path:
-    """Draws rows of normalised images (N, C, H, W)."""
-    import torch
-
-    from mae.reporting import figures
-
-    def pixels(images: Any) -> Any:
-        mean, std = (torch.tensor(v, device=images.device)[:, None, None] for v in (config.data.mean, config.data.std))
-        return (images.float() * std + mean).permute(0, 2, 3, 1).cpu().numpy()
-
-    figures.image_grid({name: pixels(images) for name, images in rows.items()}, file, caption=caption)
-    return file
+    found = subject.model.top_images(batches, atoms=6, count=PICTURED)
+    rows = [(f"atom {int(a)}", canvas.colours(row, subject.config)) for a, row in zip(found.atoms, found.images, strict=True)]
+    return drawing.image_rows(rows, caption="held-out images that most activate each atom", size=1.0)

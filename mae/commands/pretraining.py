@@ -1,5 +1,7 @@
 """Pretraining as a job: a method learns from images alone, and is measured when it is done."""
 
+from torch import nn
+
 from mae import api
 from mae.commands import closing, job
 from mae.config import Config
@@ -10,6 +12,7 @@ from mae.evaluation.online import Online
 from mae.interop.resize import resize
 from mae.methods.base import Autoencoder
 from mae.methods.build import build
+from mae.training import lineage
 from mae.training.run import RunFolder
 from mae.training.schedule import Plan
 
@@ -25,14 +28,27 @@ def pretrain(config: Config, folder: RunFolder, splits: Splits, plan: Plan) -> N
             loss=lambda module, images, keys: module.forward(images, keys=keys),
             forward=lambda module, batch: module(normalise(batch.images, config.data), keys=batch.keys),
             held_out=online.measure,
-            draw=lambda method, tracker, device, step: closing.draw(method, splits, config, device, folder, tracker, step),
-            finish=lambda method, tracker, device, step: closing.close(config, folder, splits, method, tracker, device, step),
+            reads=[_start(config.encoder.from_)] if config.encoder.from_ is not None else [],
+            draw=lambda method, tracker, device, step: closing.draw(
+                _own(method), splits, config, device, folder, tracker, step, training=True
+            ),
+            finish=lambda method, tracker, device, step: closing.close(config, folder, splits, _own(method), tracker, device, step),
         ),
         config,
         folder,
         splits,
         plan,
     )
+
+
+def _start(word: str) -> lineage.Artifact:
+    """The encoder that training starts from."""
+    return lineage.encoder(word, RunFolder(word))
+
+
+def _own(module: nn.Module) -> Autoencoder:
+    assert isinstance(module, Autoencoder)  # `_method` has built it
+    return module
 
 
 def _looked_at(folder: RunFolder) -> int | None:

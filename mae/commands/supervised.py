@@ -15,13 +15,14 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from mae.commands import closing, compare, job
+from mae.commands import closing, compare, job, predictions
 from mae.commands.encoders import Found
 from mae.config import Config
 from mae.data.augmentation import KeyedTransform, seeded
 from mae.data.batch import Batch, normalise
 from mae.data.loader import evaluation_batches
 from mae.data.sources import Source, Splits
+from mae.errors import ConfigError
 from mae.evaluation import results
 from mae.evaluation.controls import Fixed, principal
 from mae.evaluation.features import digest, pass_over
@@ -34,7 +35,7 @@ from mae.methods.build import build
 from mae.nets.classifier import LinearProbe, check_blocks, finetuned, freeze_below
 from mae.reporting import table
 from mae.reporting.table import CONTROLS
-from mae.training import distributed
+from mae.training import distributed, lineage
 from mae.training.run import RunFolder, decisive
 from mae.training.schedule import Plan
 from mae.training.tracking import Tracker
@@ -49,6 +50,7 @@ class _Subject(NamedTuple):
     config: Config
     folder: RunFolder
     build: Callable[[], nn.Module]
+    reads: tuple[lineage.Artifact, ...] = ()  # for W&B
 
 
 def train_classifier(config: Config, folder: RunFolder, splits: Splits, plan: Plan, *, encoder: Found) -> None:
@@ -58,13 +60,13 @@ def train_classifier(config: Config, folder: RunFolder, splits: Splits, plan: Pl
     Raises as job.run.
     """
     if "blocks" in config.protocol:
-        check_blocks(config.protocol["blocks"], len(_shape(config).blocks))  # before the controls are trained
+        check_blocks(config.protocol["blocks"], len(_shape(config).encoder.blocks))  # before the controls are trained
 
     def trained() -> nn.Module:
         given = resize(Autoencoder(encoder.load().encoder), image_size=config.image_size, channels=config.data.channels)
-        return _classifier(config, given.encoder, splits)
+        return _classifier(config, given, splits)
 
-    own = _Subject(encoder.name, config, folder, trained)
+    own = _Subject(encoder.name, config, folder, trained, (lineage.encoder(encoder.name, encoder.home),))
     controls = _controls(config, splits, kept=encoder.home.path.parent / ".cache" / "controls") if config.evaluate.controls else []
     missing = [control for control in controls if control.folder.state() != "done"]
     if missing:
@@ -100,7 +102,7 @@ def _train(subject: _Subject, splits: Splits, plan: Plan, finish: Callable[[resu
 
     def measure(module: nn.Module, tracker: Tracker, device: torch.device, step: int) -> None:
         """The entry of the trained classifier."""
-        right = correct(module, splits.test, config, device)
+        right = correct(module, splits.test_images, config, device)
         result = Result(score(right, "mean") | {"n_test": len(right)}, {}, correct={"accuracy": right.numpy()})
         seconds = time.perf_counter() - started
         entry = results.trained_entry(config, splits, result, encoder=subject.name, seconds=seconds, run_dir=folder.path)
@@ -108,6 +110,8 @@ def _train(subject: _Subject, splits: Splits, plan: Plan, finish: Callable[[resu
         if isinstance(module, VisionTransformer) and subject.name not in CONTROLS:  # fine-tuned; of use without this project
             timm_folder.save(module, folder.path / "classifier", data=config.data, tag=folder.path.name, classes=splits.train.classes or ())
         tracker.log({"step": step, **{f"test/{k}": v for k, v in result.metrics.items()}})
+        tracker.made(lineage.results(folder))
+        predictions.send(tracker, splits, config, [entry], folder.path, lambda some: probabilities(module, some, config, device))
         finish(entry, tracker)
 
     mixing = None
@@ -120,6 +124,7 @@ def _train(subject: _Subject, splits: Splits, plan: Plan, finish: Callable[[resu
         job.Job(
             kind=protocol["name"].split("/")[0],
             name=subject.name,
+            reads=subject.reads,
             build=subject.build,
             loss=lambda module, images, keys: Output(module(images).float().mean(), {}),
             forward=functools.partial(_forward, config=config, mixing=mixing),
@@ -151,7 +156,7 @@ def _controls(config: Config, splits: Splits, *, kept: Path) -> list[_Subject]:
         evaluate=Evaluate(protocols=[], controls=False),
         track=Track(wandb="off"),
     )
-    images, width = dataclasses.replace(bare, encoder=Encoder()), _shape(config).embed_dim
+    images, width = dataclasses.replace(bare, encoder=Encoder()), _shape(config).encoder.embed_dim
 
     def pixels() -> nn.Module:
         return _linear(Fixed(config), splits, pool="mean")
@@ -161,7 +166,7 @@ def _controls(config: Config, splits: Splits, *, kept: Path) -> list[_Subject]:
         return _linear(Fixed(config).along(*principal(x, min(width, x.shape[1], len(x) - 1))), splits, pool="mean")
 
     def fresh() -> nn.Module:
-        return _classifier(config, closing.untrained(config, torch.device("cpu")).encoder, splits)
+        return _classifier(config, closing.untrained(config, torch.device("cpu")), splits)
 
     subjects = []
     for name, base, method, made in (
@@ -175,16 +180,19 @@ def _controls(config: Config, splits: Splits, *, kept: Path) -> list[_Subject]:
     return subjects
 
 
-def _shape(config: Config) -> nn.Module:
+def _shape(config: Config) -> Autoencoder:
     """The encoder without weights: its width, its blocks."""
     with torch.device("meta"):
-        return build(dataclasses.replace(config, method={"name": "untrained"})).encoder
+        return build(dataclasses.replace(config, method={"name": "untrained"}))
 
 
-def _classifier(config: Config, encoder: nn.Module, splits: Splits) -> nn.Module:
+def _classifier(config: Config, pretrained: Autoencoder, splits: Splits) -> nn.Module:
     """A linear layer on the frozen encoder, or the whole of it or its last blocks to be fine-tuned, as the protocol says."""
+    encoder = pretrained.encoder
     if config.protocol["name"].startswith("linear_probe/"):
         return _linear(Autoencoder(encoder), splits, pool=config.protocol["pool"])
+    if not isinstance(encoder, VisionTransformer):
+        raise ConfigError(f"a {type(encoder).__name__} cannot be fine-tuned: take an encoder that is a timm vit_*")
     classifier = finetuned(
         config.encoder.name,
         encoder,
@@ -212,6 +220,13 @@ def _forward(module: nn.Module, batch: Batch, *, config: Config, mixing: Mixup |
         logits = module(images).float()
     loss = F.cross_entropy(logits, target, label_smoothing=0.0 if mixing is not None else config.protocol.get("smoothing", 0.0))
     return Output(loss, {"accuracy": 100 * (logits.detach().argmax(1) == batch.labels).float().mean()})
+
+
+@torch.no_grad()
+def probabilities(module: nn.Module, source: Source, config: Config, device: torch.device) -> Tensor:
+    """(N, classes) on the CPU: what a classifier says of each image of a source."""
+    batches = evaluation_batches(source, config, batch_size=256, device=device)
+    return torch.cat([module(normalise(batch.images, config.data)).float().softmax(1).cpu() for batch in batches])
 
 
 @torch.no_grad()

@@ -46,8 +46,8 @@ def evaluate(
     Each with its standard error over halves. 'iwae_bound' is a lower bound of the mean log p(x) of test images in nats of the
     normalised pixels, where the method has one. Raises ConfigError for a method that draws nothing.
     """
-    model, (train, validation, test) = subject.model, subject.splits
-    code = _code_of(model)
+    model, train, validation, test = subject.model, subject.splits.train, subject.splits.validation, subject.splits.test_images
+    code = code_of(model)
     if code is None and not hasattr(model, "sample"):
         raise ConfigError(f"{type(model).__name__} draws no images: choose a method with a code and a decoder, such as method.name=vae")
     order = draw_order(len(train), seed, -5).numpy()
@@ -71,7 +71,7 @@ def evaluate(
     return Result(metrics | {"n_test": count}, settings, pictures)
 
 
-def _code_of(model: Any) -> Any:
+def code_of(model: Any) -> Any:
     """The function from images to codes that `decode` turns back; None for a method without one, or whose codes are from a list."""
     if not hasattr(model, "decode") or hasattr(model, "indices"):
         return None
@@ -83,7 +83,9 @@ def _draw(
     subject: Subject, code: Any, count: int, components: int, code_images: int, prior_steps: int, seed: int
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """`count` images (count, C, H, W) of every way to draw, on the CPU."""
-    model, settings, drawn = subject.model, {}, {}
+    model: Any = subject.model  # what it has besides a method's own is asked for by name
+    settings: dict[str, Any] = {}
+    drawn: dict[str, Tensor] = {}
     if hasattr(model, "fit_prior") and not getattr(model, "prior_steps", 1):
         model = copy.deepcopy(model)  # the prior over codes is the evaluation's, the run's own stays as it was
         with evaluating(model):
@@ -139,10 +141,11 @@ def _distances(
 
 @torch.no_grad()
 def _iwae(subject: Subject, samples: int, limit: int) -> dict[str, float]:
-    if not hasattr(subject.model, "iwae_bound"):
+    model: Any = subject.model
+    if not hasattr(model, "iwae_bound"):
         return {}
-    with evaluating(subject.model):  # float32: the bound is a small difference of large sums
-        batches = subject.batches(at_most(subject.splits.test, limit), size=64)
-        bound = torch.cat([subject.model.iwae_bound(images, keys, samples=samples).double().cpu() for images, keys in batches])
+    with evaluating(model):  # float32: the bound is a small difference of large sums
+        batches = subject.batches(at_most(subject.splits.test_images, limit), size=64)
+        bound = torch.cat([model.iwae_bound(images, keys, samples=samples).double().cpu() for images, keys in batches])
     spread = float(bound.std() / len(bound) ** 0.5) if len(bound) > 1 else 0.0
     return {"iwae_bound": float(bound.mean()), "iwae_bound_ci95": 1.96 * spread, "n_iwae": len(bound)}

@@ -33,7 +33,7 @@ def code_space(subject: Subject, code: Any, images: Tensor) -> dict[str, np.ndar
     """Straight lines between the codes of test images (n, C, H, W), and what each of the most active numbers of the code changes."""
     with subject.reading():
         codes = torch.cat([code(some.to(subject.device)).float() for some in images[:1024].split(256)])
-        return {"interpolations": _lines(subject, codes, images), "latent-walk": _walks(subject, codes)}
+        return {"interpolations": _lines(subject, codes, images), "latent-walk": walks(subject, codes)}
 
 
 def _lines(subject: Subject, codes: Tensor, images: Tensor) -> np.ndarray:
@@ -49,7 +49,8 @@ def _lines(subject: Subject, codes: Tensor, images: Tensor) -> np.ndarray:
     )
 
 
-def _walks(subject: Subject, codes: Tensor) -> np.ndarray:
+def walks(subject: Subject, codes: Tensor) -> np.ndarray:
+    """What each of the most active numbers of the codes (n, ...) changes: the first code, one number at a time moved to either side."""
     flat = codes.flatten(1)
     deviation, mean = flat.std(0, correction=0), flat.mean(0)
     rows = []

@@ -12,12 +12,17 @@ from mae.reporting import measures
 from mae.reporting.records import Group
 
 BUDGET = 12_000_000  # characters of all pictures together in one page
+DRAWN_IN_THE_PAGE = ("curves",)  # as charts of its own
 SMALL = 60_000  # bytes up to which a file goes in as it is
 WIDEST = 1400  # pixels of a larger one
 NAMES = {
     "reconstructions": "Reconstructions of held-out images",
+    "reconstructions-given": "Reconstructions of other images",
+    "neighbours": "Nearest neighbours",
+    "attention": "Attention of the last block",
     "samples": "Samples from the model",
     "interpolations": "From one image to another",
+    "latent_walk": "One number of the code at a time",
     "atoms": "What each unit of the dictionary looks for",
 }
 
@@ -43,6 +48,8 @@ def album(groups: Sequence[Group]) -> Album:
     files: dict[str, list[tuple[str, Path]]] = {}
     for g in groups:
         for file in sorted((g.records[0].path / "figures").glob("*.png")):
+            if file.stem in DRAWN_IN_THE_PAGE:
+                continue
             files.setdefault(file.stem, []).append((g.name, file))
     order = [*(n for n in NAMES if n in files), *sorted(n for n in files if n not in NAMES)]
     shelves: dict[str, list[Picture]] = {}

@@ -17,7 +17,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from mae.config import Config
+from mae.training.histograms import Histogram
+from mae.training.lineage import Artifact
 from mae.training.run import write_whole
 
 log = logging.getLogger("mae")
@@ -92,25 +96,38 @@ class Tracker:
         self._do(send)
 
     def table(self, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-        """Sends a table."""
-        self._do(
-            lambda: self.run.log({name: self.wandb.Table(columns=list(columns), data=[list(row) for row in rows], allow_mixed_types=True)})
-        )
+        """Sends a table; arrays in it are images, (H, W) or (H, W, C) uint8."""
+
+        def send() -> None:
+            """The rows as W&B takes them."""
+            data = [[self.wandb.Image(cell) if isinstance(cell, np.ndarray) else cell for cell in row] for row in rows]
+            self.run.log({name: self.wandb.Table(columns=list(columns), data=data, allow_mixed_types=True)})
+
+        self._do(send)
 
     def page(self, name: str, file: Path) -> None:
         """Sends an HTML page."""
         self._do(lambda: self.run.log({name: self.wandb.Html(file.read_text(encoding="utf-8"), inject=False)}))
 
-    def artifact(self, folder: Path, name: str, kind: str) -> None:
-        """Sends a folder (the encoder) as an artifact."""
+    def made(self, artifact: Artifact) -> None:
+        """Records what the job has made, with its files."""
+        self._do(lambda: self.run.log_artifact(artifact.built(self.wandb)))
+
+    def uses(self, artifact: Artifact) -> None:
+        """Records what the job has read."""
 
         def send() -> None:
-            """The folder's files, as W&B takes them."""
-            artifact = self.wandb.Artifact(name.replace("/", "-"), type=kind)
-            artifact.add_dir(str(folder))
-            self.run.log_artifact(artifact)
+            """As W&B takes what is perhaps new to it."""
+            if self.run.offline:  # where use_artifact refuses; this is what it does for an artifact that is made here
+                self.run._log_artifact(artifact.built(self.wandb), is_user_created=True, use_after_commit=True)
+            else:
+                self.run.use_artifact(artifact.built(self.wandb))
 
         self._do(send)
+
+    def histograms(self, found: Mapping[str, Histogram], step: int) -> None:
+        """Sends histograms by name."""
+        self._do(lambda: self.run.log({**{k: self.wandb.Histogram(np_histogram=h) for k, h in found.items()}, "step": step}))
 
     def alert(self, title: str, text: str) -> None:
         """Sends a message that W&B passes on by mail or chat."""
@@ -153,9 +170,9 @@ class Tracker:
 
         self.wandb = wandb
         if self.mode == "online":
-            own = dict(id=os.environ.get("WANDB_RUN_ID") or self._id(folder, job), resume="allow")
+            own = os.environ.get("WANDB_RUN_ID") or self._id(folder, job)
             settings = wandb.Settings(init_timeout=INIT_TIMEOUT)
-            self.run = self._try(lambda: wandb.init(mode="online", settings=settings, **started, **own))
+            self.run = self._try(lambda: wandb.init(mode="online", settings=settings, id=own, resume="allow", **started))
             if self.run is None and not self.given_up:
                 self._say(f"W&B cannot be reached: the run is recorded offline, `wandb sync {folder}/wandb/offline-*` sends it later")
         if self.run is None and not self.given_up:
