@@ -160,8 +160,8 @@ def _sheet(cfg: Config, splits: Splits, file: Path) -> Path:
     return file
 
 
-def _pace(cfg: Config, splits: Splits) -> dict[str, float]:
-    """Images a second that the loader gives and that the model takes, here."""
+def _pace(cfg: Config, splits: Splits) -> dict[str, float | None]:
+    """Images a second that the loader gives and that the model takes, here; None where the method learns nothing step by step."""
     import torch
 
     from mae.data.loader import train_batches
@@ -174,14 +174,16 @@ def _pace(cfg: Config, splits: Splits) -> dict[str, float]:
         batches.close()
         torch.manual_seed(cfg.train.seed)
         model = _model_pace(cfg, batch, ranks.device)
-    verdict = "it keeps up" if loader > 1.2 * model else "it holds the model up: more data.workers, data.cache=ram, or `mae shard --resize`"
     print(f"  loader       {loader:,.0f} images/s with data.workers={cfg.data.workers}, data.cache={cfg.data.cache}")
+    if model is None:
+        return {"loader": loader, "model": None}
+    verdict = "it keeps up" if loader > 1.2 * model else "it holds the model up: more data.workers, data.cache=ram, or `mae shard --resize`"
     print(f"  model        {model:,.0f} images/s on {ranks.device}: {verdict}")
     return {"loader": loader, "model": model}
 
 
-def _model_pace(cfg: Config, batch: Any, device: Any) -> float:
-    """Images a second of whole training steps on one batch."""
+def _model_pace(cfg: Config, batch: Any, device: Any) -> float | None:
+    """Images a second of whole training steps on one batch; None for a method without any."""
     from mae.data.batch import normalise
     from mae.methods.build import build
     from mae.nets.vit import choose_attention
@@ -191,7 +193,7 @@ def _model_pace(cfg: Config, batch: Any, device: Any) -> float:
     model = build(cfg).to(device)
     choose_attention(model, device)
     if not model.learns:
-        return float("inf")
+        return None
     optimizer = optim.create(model, cfg.optim)
     kind = precision.choose(cfg.train.precision, device)
 
