@@ -9,6 +9,7 @@ from mae.nets.sizes import grid, hidden_count, patch_size
 DURATIONS = ("epochs", "steps", "minutes")
 ABOVE_ZERO = [f"train.{k}" for k in (*DURATIONS, "batch_size", "log_every", "checkpoint_every", "timeout", "spike")]
 ABOVE_ZERO += ["run.keep", "run.keep_every", "optim.clip", "optim.layer_decay"]
+WITHOUT_PATH = ("digits", "shapes")  # data sets that need no files
 NOT_BELOW_ZERO = [
     "train.skip_updates",
     "train.check_replicas",
@@ -94,6 +95,8 @@ def _check_channels(config: Config) -> None:
         raise ConfigError(f"data.crop_scale {d.crop_scale} must be [least, most] with 0 < least <= most <= 1")
     if not 0 <= d.validation < 1:
         raise ConfigError(f"data.validation {d.validation} must be a share from 0 to below 1")
+    if d.path is not None and d.name in WITHOUT_PATH:
+        raise ConfigError(f"data.path={d.path} means nothing to the {d.name}: for a folder of images say configs/data/folder.yaml too")
     if d.name == "stream" and config.evaluate.protocols:
         raise ConfigError("data.name=stream gives no image by its number: set evaluate.protocols=[], and run `mae evaluate` on other data")
     if not 0 <= d.damage <= 1:

@@ -43,6 +43,7 @@ BAD = {
     "method.mask_ratio=0": "hides none of the 16 patches",
     "method.masking=blok": "did you mean block?",
     "data.image_size=9": "try 8",
+    "data.path=photos": "say configs/data/folder.yaml too",
     "data.mean=[0,0]": "give one a channel",
     "train.accumulate=3": "train.batch_size 256 is not a multiple of ranks x accumulate = 1 x 3: try 255",
     "train.batch_size=0": "above zero",
@@ -108,7 +109,9 @@ def test_every_shipped_file_is_valid():
     files = [f for f in sorted((ROOT / "configs").rglob("*.yaml")) if "sweeps" not in f.parts]
     assert len(files) >= 10
     for file in files:
-        config.load([str(file), "data.path=somewhere"] if "evaluation" not in file.parts else [str(file)])
+        found = config.load([str(file)])
+        if found.data.name not in ("digits", "shapes"):
+            config.load([str(file), "data.path=somewhere"])
     sweep = yaml.safe_load((ROOT / "configs/sweeps/learning_rate.yaml").read_text())
     known = config.all_keys({"method": {"name": "mae"}})
     assert set(sweep["parameters"]) <= set(known)

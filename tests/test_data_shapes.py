@@ -89,7 +89,7 @@ def test_grey_and_oblong_frames():
     [
         (["data.length=5"], "choose 8 or more"),
         ([f"data.length={COMBINATIONS + 1}"], "294,912"),
-        (["data.path=somewhere"], "rendered"),
+        (["data.path=somewhere"], "means nothing to the shapes"),
         (["configs/data/digits.yaml", "data.length=100"], "is for shapes, dsprites and stream"),
         (["data.name=dsprites", "evaluate.protocols=[knn]"], "data.path is missing: give the file"),
         (["data.name=dsprites", "data.path=nowhere.npz", "evaluate.protocols=[knn]"], "nowhere.npz is no file"),

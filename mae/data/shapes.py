@@ -96,8 +96,6 @@ def distance(shape: str, x: np.ndarray, y: np.ndarray) -> np.ndarray:
 
 def open_shapes(data: Data) -> Opened:
     """`data.length` images of data.image_size; a quarter of them, fixed by `data.split_seed`, are for testing."""
-    if data.path:
-        raise ConfigError(f"data.path={data.path} means nothing to the shapes, which are rendered: add data.name=folder before it")
     side = data.image_size
     size = (side, side) if isinstance(side, int) else (int(side[0]), int(side[1]))
     shapes = Shapes(LENGTH if data.length is None else data.length, size=size, channels=data.channels, seed=data.split_seed)
