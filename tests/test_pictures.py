@@ -56,10 +56,11 @@ def test_unknown_pixels_are_tinted_and_marked_images_framed():
 
 def test_curves_are_of_what_was_measured_alike():
     rows = [{"step": s, "loss": 1 / s, "lr": 0.1} for s in (1, 2, 3)]
-    rows += [{"step": s, "held_out/loss": 0.5, "held_out/images": 64} for s in (1, 2)] + [{"step": 3, "held_out/loss": 9.0}]
+    watched = "held_out/explained_variance"
+    rows += [{"step": s, watched: 0.5, f"{watched}_target": 0.5, "held_out/images": 64} for s in (1, 2)] + [{"step": 3, watched: 0.9}]
     axes = curves.figure(rows, "run").axes
-    assert [a.get_title("left") for a in axes] == ["Loss", "Learning rate"]
-    assert [line.get_xydata().tolist() for line in axes[0].lines][1] == [[1, 0.5], [2, 0.5]]
+    assert [a.get_title("left") for a in axes] == ["Loss", "Explained variance of held-out images", "Learning rate"]
+    assert [line.get_xydata().tolist() for line in axes[1].lines] == [[[1, 50], [2, 50]]]  # lines that coincide are one
     assert curves.figure(rows[:1], "run") is None
 
 

@@ -59,5 +59,5 @@ def walks(subject: Subject, codes: Tensor) -> np.ndarray:
         walked[:, k] = mean[k] + torch.linspace(-REACH, REACH, STEPS, device=flat.device) * deviation[k]
         made = subject.model.decode(walked.view(STEPS, *codes.shape[1:]))
         rows.append((f"z{k}, std {deviation[k]:.2g}", canvas.colours(made, subject.config)))
-    caption = f"one test image's code, one number at a time moved from -{REACH} to +{REACH} of its standard deviations about its mean"
+    caption = f"an image's code, one number at a time moved from -{REACH} to +{REACH} of its standard deviations about its mean"
     return drawing.image_rows(rows, size=0.75, caption=caption)

@@ -30,7 +30,7 @@ def draw(subject: Subject, images: Tensor, keys: Tensor) -> np.ndarray:
             share = f"{model.hidden_count / math.prod(model.grid):.0%} of the patches are hidden and predicted"
             if model.norm_pix:
                 rows |= {OF_VISIBLE: made, OF_HIDDEN: own(model, images, keys)}
-                caption = f"{share}, each normalised; for pixels they take mean and deviation from the visible patches or,\n{LEAK}"
+                caption = f"{share}, each normalised; for pixels they take mean and deviation from the visible patches or, {LEAK}"
             else:
                 rows["reconstruction"] = made
                 caption = f"{share}, as pixels: nothing is un-normalised"

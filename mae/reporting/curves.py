@@ -6,7 +6,7 @@ from typing import Any
 COLOURS = ("#1f5fbf", "#c8571b", "#2e7d4f", "#7a5195")
 # panel -> (axis, {key of metrics.jsonl: name})
 PANELS = {
-    "Loss": ("", {"loss": "training", "held_out/loss": "held-out"}),
+    "Loss": ("", {"loss": "training"}),
     "Explained variance of held-out images": (
         "%",
         {"held_out/explained_variance": "pixels", "held_out/explained_variance_target": "target"},
@@ -21,7 +21,7 @@ def figure(rows: Sequence[Mapping[str, Any]], name: str) -> Any:
     from matplotlib.figure import Figure
 
     panels = {title: (axis, {key: found for key in keys if len(found := _points(rows, key)) > 1}) for title, (axis, keys) in PANELS.items()}
-    panels = {title: panel for title, panel in panels.items() if panel[1]}
+    panels = {title: (axis, _unlike(lines)) for title, (axis, lines) in panels.items() if lines}
     if not panels:
         return None
     drawn = Figure(figsize=(3.6 * len(panels), 2.7), layout="constrained", dpi=150)
@@ -44,6 +44,15 @@ def figure(rows: Sequence[Mapping[str, Any]], name: str) -> Any:
             axes.legend(fontsize=8, frameon=False)
     drawn.suptitle(name, fontsize=10)
     return drawn
+
+
+def _unlike(lines: dict[str, list[tuple[int, float]]]) -> dict[str, list[tuple[int, float]]]:
+    """Without the lines that would lie on another one."""
+    kept: dict[str, list[tuple[int, float]]] = {}
+    for key, points in lines.items():
+        if points not in kept.values():
+            kept[key] = points
+    return kept
 
 
 def _points(rows: Sequence[Mapping[str, Any]], key: str) -> list[tuple[int, float]]:
