@@ -15,14 +15,16 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from mae.config import Config
-from mae.training.histograms import Histogram
 from mae.training.lineage import Artifact
 from mae.training.run import write_whole
+
+if TYPE_CHECKING:  # torch: commands that answer from words alone do without it
+    from mae.training.histograms import Histogram
 
 log = logging.getLogger("mae")
 
@@ -125,7 +127,7 @@ class Tracker:
 
         self._do(send)
 
-    def histograms(self, found: Mapping[str, Histogram], step: int) -> None:
+    def histograms(self, found: Mapping[str, "Histogram"], step: int) -> None:
         """Sends histograms by name."""
         self._do(lambda: self.run.log({**{k: self.wandb.Histogram(np_histogram=h) for k, h in found.items()}, "step": step}))
 
@@ -169,14 +171,14 @@ class Tracker:
         import wandb  # an import of seconds: only where it is used
 
         self.wandb = wandb
+        own = os.environ.get("WANDB_RUN_ID") or self._id(folder, job)  # offline too: `wandb sync` takes the parts of a run for one
         if self.mode == "online":
-            own = os.environ.get("WANDB_RUN_ID") or self._id(folder, job)
             settings = wandb.Settings(init_timeout=INIT_TIMEOUT)
             self.run = self._try(lambda: wandb.init(mode="online", settings=settings, id=own, resume="allow", **started))
             if self.run is None and not self.given_up:
                 self._say(f"W&B cannot be reached: the run is recorded offline, `wandb sync {folder}/wandb/offline-*` sends it later")
         if self.run is None and not self.given_up:
-            self.run = self._try(lambda: wandb.init(mode="offline", **started))
+            self.run = self._try(lambda: wandb.init(mode="offline", id=own, **started))
         if self.run is not None:
             self._try(lambda: [self.run.define_metric("step"), self.run.define_metric("*", step_metric="step")])
 
