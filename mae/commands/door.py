@@ -14,13 +14,20 @@ DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 75
 
 
 def enter(
-    story: Callable[[list[str]], None], usage: str, words: Sequence[str] | None, *, protocol: str | None = None, keys: bool = True
+    story: Callable[[list[str]], None],
+    usage: str,
+    words: Sequence[str] | None,
+    *,
+    protocol: str | None = None,
+    keys: bool = True,
+    of_encoder: bool = False,
 ) -> int:
     """Runs a command's story over its words (those of the process where None) and turns its errors into a sentence and an exit code.
 
     `protocol` is the file whose keys `--help` shows where the words name none; without `keys` it shows the usage alone, for commands
-    in which a run or another encoder decides nearly all of them.
+    in which a run or another encoder decides nearly all of them; `of_encoder` leaves out those that an encoder decides.
     """
+    as_tool = words is not None  # `mae pretrain`, not pretrain.py
     words = list(sys.argv[1:] if words is None else words)
     sys.argv[1:] = [public(word) or "" for word in sys.argv[1:]]  # W&B records them
     first = os.environ.get("RANK", "0") == "0"
@@ -28,10 +35,12 @@ def enter(
     for noisy in ("timm", "httpx", "huggingface_hub", "fsspec", "PIL", "matplotlib", "torch", "onnxscript", "onnx_ir"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     if any(w in ("-h", "--help") for w in words):
-        from mae.commands.help import page
+        from mae.commands.help import page, spoken
 
         with contextlib.suppress(BrokenPipeError):  # `--help | head`
-            print(page(usage, [w for w in words if not w.startswith("-")], protocol) if keys else usage.strip(), flush=True)
+            text = spoken(usage, as_tool=as_tool)
+            words = [w for w in words if not w.startswith("-")]
+            print(page(text, words, protocol, of_encoder=of_encoder) if keys else text, flush=True)
         return DONE
     try:
         story(words)

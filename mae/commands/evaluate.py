@@ -25,7 +25,7 @@ the run was trained on, or others: configs/data/X.yaml data.path=DIR. Without a 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return door.enter(_story, USAGE, words)
+    return door.enter(_story, USAGE, words, of_encoder=True)
 
 
 def _story(words: list[str]) -> None:

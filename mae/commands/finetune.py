@@ -1,5 +1,6 @@
 """The story of fine-tuning: an encoder and a protocol -> data -> a classifier -> its test accuracy beside the run's other results."""
 
+import functools
 from collections.abc import Sequence
 
 from mae.commands import door, encoders
@@ -18,7 +19,8 @@ configs/evaluation/finetune_official_repo.yaml is the official repository's vari
 
 def main(words: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return door.enter(lambda words: story(words, "finetune", "finetune_paper"), USAGE, words, protocol="finetune_paper")
+    tell = functools.partial(story, kind="finetune", default="finetune_paper")
+    return door.enter(tell, USAGE, words, protocol="finetune_paper", of_encoder=True)
 
 
 def story(words: list[str], kind: str, default: str) -> None:

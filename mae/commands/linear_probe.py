@@ -15,7 +15,7 @@ in every epoch, with LARS.
 
 def main(words: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return door.enter(_story, USAGE, words, protocol="linear_probe_quick")
+    return door.enter(_story, USAGE, words, protocol="linear_probe_quick", of_encoder=True)
 
 
 def _story(words: list[str]) -> None:

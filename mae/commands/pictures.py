@@ -30,7 +30,7 @@ LOOKED_THROUGH = 512  # held-out images, for those that activate an atom and tho
 
 def main(words: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return door.enter(_story, USAGE, words)
+    return door.enter(_story, USAGE, words, keys=False)
 
 
 def _story(words: list[str]) -> None:

@@ -26,7 +26,7 @@ def choose(labels: np.ndarray, anomalous: np.ndarray, seed: int) -> np.ndarray:
 
 def images_of(subject: Subject, ids: np.ndarray) -> Tensor:
     """Those test images (n, C, H, W), normalised."""
-    return torch.cat([images for images, _ in subject.batches(Subset(subject.splits.test, ids))])
+    return torch.cat([images for images, _ in subject.batches(Subset(subject.splits.test_images, ids))])
 
 
 def draw(
