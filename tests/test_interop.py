@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 import mae
 from mae.interop import assemble, huggingface, official, timm_folder
 from mae.interop.load import open_encoder
+from mae.methods.base import Autoencoder
 from mae.methods.mae import MAE
 from mae.nets import vit
 
@@ -87,8 +88,20 @@ def test_what_we_write_opens_in_transformers_without_a_word(tmp_path):
     theirs, report = transformers.ViTMAEModel.from_pretrained(tmp_path / "alone", output_loading_info=True)
     assert not any(report.values())
     with torch.no_grad():
-        found = theirs.eval()(images, noise=torch.arange(16.0).expand(2, -1)).last_hidden_state
-        torch.testing.assert_close(model.encoder.forward_features(images), found, rtol=1e-5, atol=1e-5)
+        for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-10)):
+            x = images.to(dtype)
+            found = theirs.to(dtype).eval()(x, noise=torch.arange(16.0).expand(2, -1)).last_hidden_state
+            torch.testing.assert_close(model.to(dtype).encoder.forward_features(x), found, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("layout", ["hf", "official"])
+def test_an_encoder_alone_comes_back_as_it_went(layout, tmp_path):
+    model = Autoencoder(encoder_of())
+    files = {"hf": huggingface, "official": official}[layout].save(model, tmp_path, data=GREY_AND_COLOUR[3])
+    opened = open_encoder(str(tmp_path if layout == "hf" else files[0]))
+    assert type(opened.model) is Autoencoder
+    assert opened.model.encoder.state_dict().keys() == model.encoder.state_dict().keys()
+    assert_same(opened.model, model, torch.randn(2, 3, 32, 32))
 
 
 @pytest.mark.parametrize("layout", ["hf", "official"])
@@ -115,19 +128,21 @@ def test_official_checkpoints_encoder_only_whole_and_fine_tuned(tmp_path):
     torch.save({"model": encoder.state_dict(), "epoch": 3, "args": trained_by_them}, tmp_path / "alone.pth")
     opened = open_encoder(str(tmp_path / "alone.pth"))
     assert (opened.name, opened.kind, opened.overrides["num_heads"]) == ("alone", "official", 3)
-    with torch.no_grad():
-        torch.testing.assert_close(opened.model.encode(images, "cls"), encoder.forward_features(images)[:, 0], rtol=1e-5, atol=1e-5)
+    assert_same(opened.model, Autoencoder(encoder), images)
 
     tuned = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, num_classes=10, depth=2, global_pool="avg").eval()
     randomise(tuned)
     assert "fc_norm.weight" in tuned.state_dict()
     torch.save({"model": {f"module.{k}": v for k, v in tuned.state_dict().items()}}, tmp_path / "tuned.pth")
+    opened = open_encoder(str(tmp_path / "tuned.pth")).model
+    timm_folder.save(opened.encoder, tmp_path / "tuned", data=GREY_AND_COLOUR[3], tag="tuned")
+    again = open_encoder(str(tmp_path / "tuned")).model
     with torch.no_grad():
-        expected = tuned.forward_head(tuned.forward_features(images), pre_logits=True)
-        opened = open_encoder(str(tmp_path / "tuned.pth"))
-        torch.testing.assert_close(opened.model.encode(images), expected, rtol=1e-5, atol=1e-5)
-        timm_folder.save(opened.model.encoder, tmp_path / "tuned", data=GREY_AND_COLOUR[3], tag="tuned")
-        torch.testing.assert_close(open_encoder(str(tmp_path / "tuned")).model.encode(images), expected, rtol=1e-5, atol=1e-5)
+        for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-10)):
+            x = images.to(dtype)
+            expected = tuned.to(dtype).forward_head(tuned.forward_features(x), pre_logits=True)
+            for model in (opened, again):
+                torch.testing.assert_close(model.to(dtype).encode(x), expected, rtol=tolerance, atol=tolerance)
 
 
 KINDS = {

@@ -85,6 +85,18 @@ def test_an_export_tells_what_was_measured(run, tmp_path):
     assert "16 x 16 pixels, 3 channels" in card
 
 
+def test_torch_export_gives_the_same_features_for_any_number_of_images(run, tmp_path):
+    assert export.main([str(run), "--format", "torch", "--out", str(tmp_path / "x")]) == 0
+    assert 'torch.export.load("encoder.pt2")' in (tmp_path / "x" / "README.md").read_text()
+    program = torch.export.load(tmp_path / "x" / "encoder.pt2").module()
+    mean, std = (torch.tensor(getattr(mae.config.load(WORDS).data, name)).view(-1, 1, 1) for name in ("mean", "std"))
+    for count in (1, 3):
+        pixels = torch.rand(count, 3, 16, 16)
+        for pool, vectors_ in zip(("mean", "cls"), program(pixels), strict=True):
+            expected = mae.load(run).encode((pixels - mean) / std, pool).detach()
+            torch.testing.assert_close(vectors_, expected, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_onnx_gives_the_same_features_for_any_number_of_images(run, tmp_path):
     pytest.importorskip("onnxscript")
@@ -106,6 +118,23 @@ def test_timm_opens_its_export_with_the_same_outputs(run, tmp_path):
     assert (list(theirs.pretrained_cfg["mean"]), theirs.pretrained_cfg["tag"]) == ([0.5, 0.4, 0.3], "photos-mae")
     with torch.no_grad():
         torch.testing.assert_close(theirs(images), mae.load(run).encode(images), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["run", "timm", "hf", "official/full.pth", "official/encoder.pth"])
+def test_pretraining_goes_on_from_every_kind_of_encoder(kind, run, tmp_path):
+    word = str(run)
+    if kind != "run":
+        assert export.main([word, "--format", kind.split("/")[0], f"--out={tmp_path / kind.split('/')[0]}"]) == 0
+        word = str(tmp_path / kind)
+    given, method = mae.load(run), _method(mae.config.load([*WORDS, f"encoder.from={word}", "train.seed=1"])).eval()
+    images, noise = torch.randn(2, 3, 16, 16), torch.rand(2, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(method.encode(images), given.encode(images), rtol=1e-5, atol=1e-5)
+        losses = [float(model(images, noise=noise).loss) for model in (method, given)]
+    whole = kind in ("run", "hf", "official/full.pth")  # with its decoder, which is taken over
+    assert (abs(losses[0] - losses[1]) < 1e-5) is whole
+    other = _method(mae.config.load([*WORDS, f"encoder.from={word}", "method.decoder_depth=2"]))
+    assert torch.equal(other.encoder.norm.weight, given.encoder.norm.weight)  # another decoder starts afresh
 
 
 def test_training_starts_from_any_encoder_at_the_size_and_channels_of_its_data(tmp_path):

@@ -29,6 +29,15 @@ def test_resized_positions_are_those_of_timm_and_the_model_still_reconstructs(si
         )
 
 
+def test_a_table_that_is_no_square_becomes_another_that_is_none_or_is_one():
+    for before, after in (((16, 40), (32, 24)), ((16, 40), (32, 32))):
+        model = masked_autoencoder(image_size=before)
+        grids = [[side // 8 for side in size] for size in (after, before)]
+        expected = timm.layers.resample_abs_pos_embed(model.encoder.pos_embed.detach().clone(), *grids, num_prefix_tokens=1)
+        assert torch.equal(resize(model, image_size=after).encoder.pos_embed, expected)
+        assert model.reconstruct(torch.randn(1, 3, *after)).shape == (1, 3, *after)
+
+
 def test_one_channel_is_seen_as_three_equal_ones_were():
     model = masked_autoencoder()
     grey = torch.randn(2, 1, 32, 32)

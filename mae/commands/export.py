@@ -11,7 +11,7 @@ from mae.errors import ConfigError
 from mae.keys import Data
 
 USAGE = """
-usage: mae export ENCODER --format timm|hf|official|onnx --out DIR
+usage: mae export ENCODER --format timm|hf|official|onnx|torch --out DIR
 
 Writes the folder DIR from a run, or from any other encoder (a checkpoint file, timm:NAME, hf:NAME):
   timm      config.json and model.safetensors: timm.create_model("local-dir:DIR", pretrained=True)
@@ -19,10 +19,11 @@ Writes the folder DIR from a run, or from any other encoder (a checkpoint file, 
             there is no decoder
   official  encoder.pth and, of a MAE, full.pth with its decoder, in the layout of the MAE authors' checkpoints
   onnx      encoder.onnx: images (B, C, H, W), pixels in [0, 1], in; vectors `mean` and `cls` out, each (B, D)
+  torch     encoder.pt2, the same for torch.export.load, which needs neither timm nor this project
 and README.md, a model card with what was measured. The weights are those of the run's newest checkpoint; `mae evaluate DIR ...` reads
 them back.
 """
-FORMATS = ("timm", "hf", "official", "onnx")
+FORMATS = ("timm", "hf", "official", "onnx", "torch")
 # (format, whether the decoder is there) -> the library that opens it, and how
 OPENING = {
     ("timm", False): ("timm", 'import timm\n\nencoder = timm.create_model("local-dir:DIR", pretrained=True).eval()'),
@@ -36,6 +37,10 @@ OPENING = {
     ("onnx", False): (
         "onnx",
         'import onnxruntime\n\nencoder = onnxruntime.InferenceSession("encoder.onnx")\n(mean,) = encoder.run(["mean"], {"images": pixels})',
+    ),
+    ("torch", False): (
+        "pytorch",
+        'import torch\n\nencoder = torch.export.load("encoder.pt2").module()\nmean, *cls = encoder(pixels)',
     ),
 }
 
@@ -61,7 +66,7 @@ def _story(words: list[str]) -> None:
 
     from timm.models.vision_transformer import VisionTransformer
 
-    from mae.interop import assemble, huggingface, official, onnx_file, timm_folder
+    from mae.interop import assemble, exported_program, huggingface, official, onnx_file, timm_folder
     from mae.reporting import card
 
     with whole_or_not(target) as folder:
@@ -70,7 +75,8 @@ def _story(words: list[str]) -> None:
                 raise ConfigError(f"timm has no {type(model.encoder).__name__}: only a run with a ViT can be exported")
             timm_folder.save(model.encoder, folder, data=data, tag=found.name)
         else:
-            {"hf": huggingface, "official": official, "onnx": onnx_file}[given["format"]].save(model, folder, data=data)
+            writers = {"hf": huggingface, "official": official, "onnx": onnx_file, "torch": exported_program}
+            writers[given["format"]].save(model, folder, data=data)
         whole = given["format"] in ("hf", "official") and assemble.is_whole(model)
         library, opening = OPENING[given["format"], whole]
         facts = _facts(model, data, found.base)

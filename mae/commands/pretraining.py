@@ -1,5 +1,7 @@
 """Pretraining as a job: a method learns from images alone, and is measured when it is done."""
 
+import logging
+
 from torch import nn
 
 from mae import api
@@ -9,12 +11,16 @@ from mae.data.batch import normalise
 from mae.data.sources import Splits
 from mae.errors import ConfigError
 from mae.evaluation.online import Online
+from mae.interop.assemble import is_whole
 from mae.interop.resize import resize
 from mae.methods.base import Autoencoder
 from mae.methods.build import build
+from mae.methods.mae import MAE
 from mae.training import lineage
 from mae.training.run import RunFolder
 from mae.training.schedule import Plan
+
+log = logging.getLogger("mae")
 
 
 def pretrain(config: Config, folder: RunFolder, splits: Splits, plan: Plan) -> None:
@@ -58,14 +64,30 @@ def _looked_at(folder: RunFolder) -> int | None:
 
 
 def _method(config: Config) -> Autoencoder:
-    """The method with fresh weights; those of its encoder from `encoder.from` where one is named, fitted to the images."""
+    """The method with fresh weights; those of its encoder from `encoder.from` where one is named, fitted to the images.
+
+    A MAE goes on with the decoder too where the one that is named has it and the same is configured.
+    """
     method = build(config)
     if config.encoder.from_ is not None:
-        given = Autoencoder(api.load(config.encoder.from_).encoder)
+        named = api.load(config.encoder.from_)
+        given = named if is_whole(named) and is_whole(method) else Autoencoder(named.encoder)
         try:
             resize(given, image_size=config.image_size, channels=config.data.channels)
             method.encoder.load_state_dict(given.encoder.state_dict())
         except RuntimeError as error:
             what = str(error).splitlines()[-1].strip()
             raise ConfigError(f"encoder.from={config.encoder.from_} does not fit the encoder that is configured: {what}") from error
+        goes_on = _same_decoder(given, method)
+        if goes_on:
+            method.decoder.load_state_dict(given.decoder.state_dict())  # type: ignore[union-attr]
+        log.info("starting as %s: the encoder%s", config.encoder.from_, ", and its decoder" if goes_on else "; the rest from fresh weights")
     return method
+
+
+def _same_decoder(given: Autoencoder, method: Autoencoder) -> bool:
+    """Whether both are MAEs whose decoders predict the same in the same way."""
+    if not (isinstance(given, MAE) and isinstance(method, MAE) and type(given) is type(method) and given.norm_pix == method.norm_pix):
+        return False
+    one, other = ([(name, x.shape) for name, x in model.decoder.state_dict().items()] for model in (given, method))
+    return one == other and given.decoder.blocks[0].attn.num_heads == method.decoder.blocks[0].attn.num_heads
