@@ -1,6 +1,7 @@
 """Pretraining as a job: a method learns from images alone, and is measured when it is done."""
 
 import logging
+from typing import Any
 
 from torch import nn
 
@@ -78,16 +79,16 @@ def _method(config: Config) -> Autoencoder:
         except RuntimeError as error:
             what = str(error).splitlines()[-1].strip()
             raise ConfigError(f"encoder.from={config.encoder.from_} does not fit the encoder that is configured: {what}") from error
-        goes_on = _same_decoder(given, method)
-        if goes_on:
-            method.decoder.load_state_dict(given.decoder.state_dict())  # type: ignore[union-attr]
-        log.info("starting as %s: the encoder%s", config.encoder.from_, ", and its decoder" if goes_on else "; the rest from fresh weights")
+        rest = "; the rest from fresh weights"
+        if isinstance(given, MAE) and isinstance(method, MAE) and _alike(given) == _alike(method):
+            method.decoder.load_state_dict(given.decoder.state_dict())
+            rest = ", and its decoder"
+        log.info("starting as %s: the encoder%s", config.encoder.from_, rest)
     return method
 
 
-def _same_decoder(given: Autoencoder, method: Autoencoder) -> bool:
-    """Whether both are MAEs whose decoders predict the same in the same way."""
-    if not (isinstance(given, MAE) and isinstance(method, MAE) and type(given) is type(method) and given.norm_pix == method.norm_pix):
-        return False
-    one, other = ([(name, x.shape) for name, x in model.decoder.state_dict().items()] for model in (given, method))
-    return one == other and given.decoder.blocks[0].attn.num_heads == method.decoder.blocks[0].attn.num_heads
+def _alike(model: MAE) -> tuple[Any, ...]:
+    """All that decides what its decoder makes of the encoder's tokens, but for the weights."""
+    blocks: list[Any] = list(model.decoder.blocks)
+    heads = [block.attn.num_heads if hasattr(block, "attn") else block.heads for block in blocks]
+    return type(model), model.norm_pix, heads, [(name, x.shape) for name, x in model.decoder.state_dict().items()]

@@ -95,8 +95,8 @@ def matrix(values: np.ndarray, *, rows: Sequence[str], columns: Sequence[str], t
 
 def _trimmed(picture: np.ndarray) -> np.ndarray:
     """The picture (H, W, 3) with the same narrow white margin on all sides."""
-    drawn = (picture < 255).any(2)
-    rows, columns = (np.flatnonzero(drawn.any(axis)) for axis in (1, 0))
+    drawn = np.any(picture < 255, axis=2)
+    rows, columns = (np.flatnonzero(np.any(drawn, axis=axis)) for axis in (1, 0))
     inside = picture[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     return np.pad(inside, ((MARGIN, MARGIN), (MARGIN, MARGIN), (0, 0)), constant_values=255)
 
