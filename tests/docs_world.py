@@ -72,7 +72,7 @@ class World:
     def _run(self, name):
         if not Path("runs", name).exists():
             data, method = name.split("-")[:2]
-            words = [f"configs/data/{'folder' if data == 'in1k' else data}.yaml", f"configs/methods/{method}.yaml", "evaluate.protocols=[]"]
+            words = [f"configs/data/{'folder' if data == 'in1k' else data}.yaml", f"configs/methods/{method}.yaml"]
             words += ["data.path=DIR"] if data in ("folder", "in1k") else []
             run("pretrain", small("pretrain", [*words, f"run.dir=runs/{name}"]))
 
@@ -85,9 +85,9 @@ def small(story, words):
     text = " ".join(words)
     if story in TRAINING:
         shape = [w for w in SMALL if not w.startswith("encoder.") or "encoder.from=" not in text]
-        if re.search(r"(folder|shards|imagenet|in1k)\S*\.yaml", text) and "image_size" not in text:
+        if re.search(r"(data/folder|shards|imagenet|in1k)\S*\.yaml", text) and "image_size" not in text:
             shape.append("data.image_size=112")  # 7 x 16 and 8 x 14
-        if "recipes/" in text:
+        if "_in1k" in text:
             shape += ["method.decoder_depth=1", "method.decoder_width=32", "method.decoder_heads=1"]
         if "shapes.yaml" in text:
             shape.append("data.length=400")

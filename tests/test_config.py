@@ -41,6 +41,7 @@ BAD = {
     "method.mask_ratio=high": "wrong type",
     "method.mask_ratio=0.99": "hides all of the 16 patches",
     "method.mask_ratio=0": "hides none of the 16 patches",
+    "encoder.patch_size=8": "a single patch has nothing to hide",
     "method.masking=blok": "did you mean block?",
     "data.image_size=9": "try 8",
     "data.path=photos": "say configs/data/folder.yaml too",

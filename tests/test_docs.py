@@ -60,6 +60,12 @@ def test_keys_and_files_that_are_named_exist(page):
     assert [file for file in config_files(page) if not (ROOT / file).is_file() and file not in page.read_text().replace(shown, "")] == []
 
 
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_python_is_python(page):
+    for block in blocks(page, "python"):
+        compile(block, page.name, "exec")
+
+
 @pytest.mark.parametrize("page", PAGES[1:], ids=page_id)
 def test_a_page_opens_with_a_command(page):
     assert re.match(r"# [^\n]+\n\n```\n(\$ )?(python|mae|torchrun|cat|uv|pip) ", page.read_text())

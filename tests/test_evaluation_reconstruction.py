@@ -1,10 +1,11 @@
 """Explained variance: 1 for who knows, 0 for the mean image, a warning for who has learnt nothing; baselines see no hidden patch."""
 
+import numpy as np
 import pytest
 import torch
 
 from mae import config as configuration
-from mae.data.sources import open_splits
+from mae.data.sources import Subset, open_splits
 from mae.evaluation import reconstruction
 from mae.methods.mae import MAE, Reconstruction
 from mae.nets import vit
@@ -52,6 +53,12 @@ def test_who_learnt_nothing_is_warned(config, splits):
     assert not report.learning
     assert "has not left the plateau" in report.sentence
     assert report.figures["loss"] >= report.figures["baseline/mean_image"] - 0.1
+
+
+def test_a_single_training_image_leaves_nothing_to_explain(config, splits):
+    alone = splits._replace(train=Subset(splits.train, np.arange(1)))
+    figures = reconstruction.held_out(build(), alone, config, device="cpu").figures
+    assert figures["generalisation_gap"] == -figures["explained_variance_target"]
 
 
 def test_figures_repeat_and_depend_on_the_masks_seed(config, splits):

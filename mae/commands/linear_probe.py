@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from mae.commands import door, encoders, evaluate, finetune
+from mae.data.sources import open_splits
 
 USAGE = """
 usage: linear_probe.py ENCODER [configs/evaluation/linear_probe_paper.yaml] [section.key=value ...]
@@ -23,4 +24,5 @@ def _story(words: list[str]) -> None:
     if "auto_augment" in cfg.protocol:
         finetune.story(words, "linear_probe", "linear_probe_quick")
     else:
+        encoders.require_labels(cfg, open_splits(cfg.data))
         evaluate.measure(cfg, found, [cfg.protocol], job="linear_probe")

@@ -58,12 +58,17 @@ def held_out(model: Autoencoder, splits: Splits, config: Config, *, device: torc
         error, seen = (_mean_errors(model, _images(s, config, device, limit), means, seed) for s in (splits.validation, splits.train))
     figures = {
         "loss": error["prediction"],
-        "explained_variance": 1 - error["pixels"] / error["pixels_mean_image"],
-        "explained_variance_target": 1 - error["prediction"] / error["mean_image"],
+        "explained_variance": _explained(error["pixels"], error["pixels_mean_image"]),
+        "explained_variance_target": _explained(error["prediction"], error["mean_image"]),
     }
-    figures["generalisation_gap"] = 1 - seen["prediction"] / seen["mean_image"] - figures["explained_variance_target"]
+    figures["generalisation_gap"] = _explained(seen["prediction"], seen["mean_image"]) - figures["explained_variance_target"]
     figures |= {f"baseline/{name}": error[name] for name in BASELINES if name in error}
     return _report(figures, "hidden patches" if hasattr(model, "predict") else "the pixels")
+
+
+def _explained(error: float, variance: float) -> float:
+    """The share of the variance that is explained; none where there is none, as of a single training image."""
+    return 1 - error / variance if variance else 0.0
 
 
 def _mean_errors(model: Autoencoder, batches: Iterator[tuple[Tensor, np.ndarray]], means: MeanPatches, seed: int) -> dict[str, float]:
