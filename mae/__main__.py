@@ -38,10 +38,16 @@ def _help() -> str:
 
 
 def _version() -> str:
-    from importlib.metadata import version
+    from importlib.metadata import PackageNotFoundError, version
     from platform import python_version
 
-    return f"mae {__version__} (Python {python_version()}, torch {version('torch')}, timm {version('timm')})"
+    def of(package: str) -> str:
+        try:
+            return f"{package} {version(package)}"
+        except PackageNotFoundError:  # a broken installation has most reason to be reported
+            return f"no {package}"
+
+    return f"mae {__version__} (Python {python_version()}, {of('torch')}, {of('timm')})"
 
 
 def main() -> int:
