@@ -124,7 +124,7 @@ def require_labels(cfg: Config, splits: Splits) -> None:
     """Raises ConfigError where the images have no classes or none of them are for testing."""
     where = cfg.data.path or cfg.data.name
     if splits.train.classes is None:
-        raise ConfigError(f"{where} has no class labels: sort images into one folder a class, and name it: configs/data/folder.yaml data.path=DIR")
+        raise ConfigError(f"{where} has no class labels: sort some into a folder a class and say configs/data/folder.yaml data.path=DIR")
     if splits.test is None:
         raise ConfigError(f"{where} has no test images: add a folder test/ beside train/")
 
