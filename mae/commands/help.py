@@ -26,7 +26,8 @@ def page(usage: str, words: Sequence[str], protocol: str | None, *, of_encoder: 
     """
     files = [w for w in words if "=" in w or w.endswith(".yaml")]
     chosen = config.load([f"configs/evaluation/{protocol}.yaml", *files] if protocol else files)
-    lines = [usage, "", WORDS, *([OF_ENCODER] if of_encoder else [])]
+    shipped = ("evaluation",) if of_encoder else ("methods", "evaluation", "recipes")
+    lines = [usage, "", *map(_shipped, shipped), "", WORDS, *([OF_ENCODER] if of_encoder else [])]
     for section in SECTIONS:
         name = getattr(chosen, section).get("name") if section in FREE else None
         if (section in FREE and name is None) or (of_encoder and section in ("encoder", "method")):
@@ -43,6 +44,11 @@ def spoken(usage: str, *, as_tool: bool) -> str:
     if not as_tool:
         return usage.strip()
     return re.sub(DOORS, r"mae \1", re.sub(rf"(torchrun [^\n]*?){DOORS}", r"\1-m mae \2", usage)).strip()
+
+
+def _shipped(folder: str) -> str:
+    names = " ".join(sorted(file.stem for file in (config.configs_folder() / folder).glob("*.yaml")))
+    return "\n".join(textwrap.wrap(f"configs/{folder}/*.yaml: {names}", 120, subsequent_indent="  "))
 
 
 def _types(section: str) -> dict[str, Any]:
