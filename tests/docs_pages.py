@@ -25,6 +25,11 @@ def blocks(page, *languages):
     return [text for language, text in FENCE.findall(page.read_text()) if language in languages]
 
 
+def sound(page):
+    """A page without the commands that are refused."""
+    return re.sub(r"^.*\nmae: .*$", "", page.read_text(), flags=re.MULTILINE)
+
+
 def prose(page):
     """A page without its fenced blocks."""
     return FENCE.sub("", page.read_text())
@@ -66,7 +71,7 @@ def anchors(page):
 
 def keys(page):
     """Every configuration key that a page names: `section.key=...` anywhere but where it is refused, `section.key` as inline code."""
-    text = re.sub(r"^.*\nmae: .*$", "", page.read_text(), flags=re.MULTILINE)
+    text = sound(page)
     sections = "data|encoder|method|optim|train|evaluate|protocol|track|run"
     named = re.findall(rf"(?<![\w./-])((?:{sections})\.\w+)=", text)
     named += re.findall(rf"`((?:{sections})\.(?!json|yaml|txt)\w+)`", prose(page))
@@ -75,4 +80,4 @@ def keys(page):
 
 def config_files(page):
     """Every file of configs/ that a page names."""
-    return sorted(set(re.findall(r"configs/[\w/]+\.yaml", page.read_text())))
+    return sorted(set(re.findall(r"configs/[\w/]+\.yaml", sound(page))))

@@ -3,6 +3,7 @@
 `pytest -m slow tests/test_docs.py -k small_data` runs the commands of one page.
 """
 
+import functools
 import importlib.util
 import re
 import shutil
@@ -48,14 +49,19 @@ def test_links_lead_somewhere(page):
             assert not anchor or anchor in anchors(there), f"[{text}]({target})"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=page_id)
-def test_keys_and_files_that_are_named_exist(page):
+@functools.cache
+def known_keys():
     known = set(config.all_keys({}))
     for section, folder in (("method", "methods"), ("protocol", "evaluation")):
         for file in (config.configs_folder() / folder).glob("*.yaml"):
             known |= {f"{section}.{key}" for key in config.schema(section, file.stem)}
+    return known
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_keys_and_files_that_are_named_exist(page):
     own = set(re.findall(r"^  (\w+): ", "\n".join(blocks(page, "yaml")), re.MULTILINE))  # of a method that the page adds
-    assert [key for key in keys(page) if key not in known and key.split(".")[1] not in own] == []
+    assert [key for key in keys(page) if key not in known_keys() and key.split(".")[1] not in own] == []
     shown = "\n".join(blocks(page, "yaml", "python"))
     assert [file for file in config_files(page) if not (ROOT / file).is_file() and file not in page.read_text().replace(shown, "")] == []
 
@@ -137,4 +143,4 @@ def test_the_commands_of_a_page_run(page, world, tmp_path, monkeypatch, capfd):
         capfd.readouterr()
         code, said = run(command.story, words), capfd.readouterr().err
         assert code == (2 if command.refusal else 0), f"{command.line}\n{said[-2000:]}"
-        assert command.refusal in said, f"{command.line}\n{said[-2000:]}"
+        assert command.refusal.split(" (")[0] in said, f"{command.line}\n{said[-2000:]}"

@@ -7,7 +7,7 @@ from evaluation_images import Stripes, encoder, subject
 from scipy.stats import binom
 from torch import nn
 
-from mae.evaluation import attentive_probe, few_shot, knn, layer_probe, linear_probe
+from mae.evaluation import attentive_probe, controls, few_shot, knn, layer_probe, linear_probe
 from mae.methods.mae import MAE
 
 QUICK = {"learning_rates": [0.003, 0.03], "epochs": 6, "batch_size": 64}
@@ -24,6 +24,15 @@ LEARNING = [linear_probe, attentive_probe, layer_probe]
 
 def evaluate(evaluator, given):
     return evaluator.evaluate(given if getattr(evaluator, "OF_MODEL", False) else given.material, **SETTINGS[evaluator])
+
+
+def test_the_components_of_many_channels_are_those_of_few(monkeypatch):
+    x = torch.randn(40, 60, generator=torch.Generator().manual_seed(0)) * torch.arange(60, 0, -1)
+    mean, directions = controls.principal(x, 5)
+    monkeypatch.setattr(controls, "WHOLE", 59)
+    other_mean, other = controls.principal(x, 5)
+    assert torch.equal(mean, other_mean)
+    torch.testing.assert_close((directions.T @ other).abs(), torch.eye(5, dtype=torch.float64), atol=1e-8, rtol=0)  # but for signs
 
 
 @EVALUATORS

@@ -9,7 +9,9 @@ from dataclasses import replace
 from functools import cache
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
+from scipy.sparse.linalg import svds
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -23,6 +25,7 @@ from mae.nets.pixels import reduced
 from mae.nets.sizes import patch_size
 
 PIXEL_SIDE = 32  # images are reduced to at most this many pixels a side
+WHOLE = 4096  # numbers of an image up to which their covariance is decomposed: for 13 channels that takes most of an hour
 
 
 class Control(NamedTuple):
@@ -77,6 +80,10 @@ def project(material: Material, mean: Tensor, directions: Tensor) -> Material:
 def principal(x: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """The mean (D,) of vectors (N, D) and their first directions (D, width) of largest variance, in float64."""
     mean = x.double().mean(0)
+    if x.shape[1] > WHOLE:
+        centred = (x.double() - mean).cpu().numpy()
+        rows = svds(centred, k=width, v0=np.ones(min(centred.shape)))[2]  # the largest last
+        return mean, torch.from_numpy(rows[::-1].T.copy()).to(x.device)
     covariance = sum(part.T @ part for part in ((some.double() - mean) for some in x.split(4096)))  # (D, D)
     return mean, torch.linalg.eigh(covariance).eigenvectors.flip(1)[:, :width]
 

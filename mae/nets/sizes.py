@@ -24,7 +24,7 @@ def grid(image_size: tuple[int, int], patch: int) -> tuple[int, int]:
 def hidden_count(patches: int, mask_ratio: float) -> int:
     """How many of the patches are hidden: all but int(patches * (1 - mask_ratio)). Raises ConfigError for none or all."""
     if patches < 2:
-        raise ConfigError("an image of a single patch has nothing to hide: choose a smaller encoder.patch_size, or a larger data.image_size")
+        raise ConfigError("an image of a single patch has nothing to hide: choose a smaller encoder.patch_size or a larger data.image_size")
     hidden = patches - int(patches * (1 - mask_ratio))
     if not 0 < hidden < patches:
         what = "all" if hidden >= patches else "none"
