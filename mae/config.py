@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -97,7 +97,7 @@ def _layers_of(word: str) -> list[dict[str, Any]]:
         known = [*all_keys({"method": {"name": "mae"}})]
         near = [k for k in known if k.endswith(f".{name}")]
         raise ConfigError(f"{name} is no key{': did you mean ' + near[0] + '?' if near else _did_you_mean(name, known)}")
-    layer: dict[str, Any] = OmegaConf.to_container(OmegaConf.from_dotlist([word]))  # type: ignore[assignment]
+    layer = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.from_dotlist([word])))
     section = name.split(".")[0]
     if name.split(".")[1:] == ["name"] and section in FOLDER_OF and value:
         return [*_read(_named_file(section, value)), layer]
@@ -114,7 +114,7 @@ def _encoder_of(word: str) -> dict[str, Any]:
     from mae.interop.load import open_encoder  # torch: an encoder from elsewhere is known by its weights
 
     opened = open_encoder(word)
-    as_named = {f.name: None for f in fields(SECTIONS["encoder"]) if f.name not in ("from_", "frozen")}  # type: ignore[arg-type]
+    as_named = {f.name: None for f in fields(SECTIONS["encoder"]) if f.name not in ("from_", "frozen")}
     return {**as_named, "name": opened.architecture, **opened.overrides}
 
 
@@ -130,14 +130,14 @@ def _named_file(section: str, name: str) -> Path:
 def _read(file: Path) -> list[dict[str, Any]]:
     """The layers of a YAML file: those of the files under `base:` first, then its own."""
     try:
-        content = OmegaConf.to_container(OmegaConf.load(file)) or {}
+        content: Any = OmegaConf.to_container(OmegaConf.load(file)) or {}
     except Exception as error:
         raise ConfigError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{file} must hold sections such as `data:` and `method:`, not a {type(content).__name__}")
     bases = content.pop("base", [])
     bases = [bases] if isinstance(bases, str) else bases
-    return [layer for word in bases for layer in _read(find_file(word, near=file.parent))] + [content]  # type: ignore[list-item]
+    return [layer for word in bases for layer in _read(find_file(word, near=file.parent))] + [content]
 
 
 def _merge_layer(merged: dict[str, Any], layer: Mapping[str, Any]) -> None:
@@ -166,14 +166,14 @@ def all_keys(merged: Mapping[str, Any]) -> dict[str, Any]:
             name = (merged.get(section) or {}).get("name")
             keys |= {f"{section}.{k}": v for k, v in (schema(section, name) if name else {}).items()}
         else:
-            keys |= {f"{section}.{spelt(f.name)}": _default(f) for f in fields(cls)}  # type: ignore[arg-type]
+            keys |= {f"{section}.{spelt(f.name)}": _default(f) for f in fields(cls)}
     return keys
 
 
 def docs(section: str, name: str | None = None) -> dict[str, str]:
     """The line of help of every key of a section; for methods and protocols the comments of their YAML."""
     if section not in FREE:
-        return {spelt(f.name): f.metadata["doc"] for f in fields(SECTIONS[section])}  # type: ignore[arg-type]
+        return {spelt(f.name): f.metadata["doc"] for f in fields(SECTIONS[section])}
     text = _named_file(section, name or "mae").read_text()
     lines = re.findall(r"^  (\w+):[^#\n]*#\s*(.+)$", text, re.MULTILINE)
     return dict(lines)
@@ -196,7 +196,7 @@ def _typed(merged: Mapping[str, Any]) -> Config:
     merged = {**merged, "track": {k: "off" if k == "wandb" and v is False else v for k, v in merged["track"].items()}}
     merged["encoder"] = {"from_" if k == "from" else k: v for k, v in merged["encoder"].items()}
     try:
-        config: Config = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(dict(merged))))  # type: ignore[assignment]
+        config = cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(dict(merged)))))
     except OmegaConfBaseException as error:
         where = getattr(error, "full_key", None) or "configuration"
         default = known.get(where)

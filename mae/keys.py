@@ -2,7 +2,7 @@
 
 import re
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import OmegaConf
 
@@ -177,11 +177,11 @@ class Config:
 
     def as_dict(self) -> dict[str, Any]:
         """Plain nested dicts and lists, for YAML and JSON; a URL without its secrets."""
-        plain: dict[str, Any] = OmegaConf.to_container(OmegaConf.structured(self))  # type: ignore[assignment]
+        plain = cast(dict[str, dict[str, Any]], OmegaConf.to_container(OmegaConf.structured(self)))
         plain["data"]["path"] = public(plain["data"]["path"])
         return {section: {spelt(k): v for k, v in values.items()} for section, values in plain.items()}
 
 
-SECTIONS = {f.name: f.default_factory for f in fields(Config)}
+SECTIONS: dict[str, Any] = {f.name: f.default_factory for f in fields(Config)}  # the class of each
 FOLDER_OF = {"data": "data", "method": "methods", "protocol": "evaluation"}  # sections chosen by name, and where their YAMLs lie
 FREE = ("method", "protocol")  # sections whose keys are those of the YAML of their name

@@ -52,7 +52,7 @@ def _shipped(folder: str) -> str:
 
 
 def _types(section: str) -> dict[str, Any]:
-    return {} if section in FREE else {spelt(f.name): f.type for f in fields(SECTIONS[section])}  # type: ignore[arg-type]
+    return {} if section in FREE else {spelt(f.name): f.type for f in fields(SECTIONS[section])}
 
 
 def _type(declared: Any, value: object, doc: str) -> str:

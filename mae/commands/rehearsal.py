@@ -172,7 +172,9 @@ def _some(splits: Splits, share: float) -> Splits:
         count = min(len(source), max(round(share * len(source)), FEWEST))
         return Subset(source, np.linspace(0, len(source) - 1, count).astype(np.int64))
 
-    return splits if share == 1 else Splits(*(None if source is None else part(source) for source in splits))  # type: ignore[arg-type]
+    if share == 1:
+        return splits
+    return Splits(part(splits.train), part(splits.validation), None if splits.test is None else part(splits.test))
 
 
 @contextlib.contextmanager

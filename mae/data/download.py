@@ -162,7 +162,7 @@ def _answer(url: str, size: int, tag: Path) -> http.client.HTTPResponse:
         return _opener.open(request, timeout=SILENCE_SECONDS)
     except urllib.error.HTTPError as error:
         if error.code == 416:
-            return error  # type: ignore[return-value]
+            return error  # type: ignore[return-value]  # it reads like an answer
         if error.code not in PASSING:
             raise ConfigError(f"{public(url)} cannot be had, the server says {error.code} {error.reason}: check data.path") from error
         asked = error.headers.get("Retry-After", "")

@@ -36,15 +36,15 @@ class Encoder:
         RGB or grey pixels, upright, by Pillow's Lanczos filter; what is not but needs another format becomes a PNG of the same pixels.
         """
         content, pixels = _opened(self.source, index)
-        large = self.resize is not None and min(pixels.shape[:2]) > self.resize
+        side = self.resize if self.resize is not None and min(pixels.shape[:2]) > self.resize else None
         extension = _extension(content)
-        if not large and extension is not None:
+        if side is None and extension is not None:
             return Encoded(extension, content, "untouched")
         grey = (pixels == pixels[..., :1]).all()
         picture = Image.fromarray(pixels[..., 0] if grey else pixels)
-        if not large:
+        if side is None:
             return Encoded("png", _saved(picture, "PNG"), "converted")
-        scale = self.resize / min(picture.size)  # type: ignore[operator]
+        scale = side / min(picture.size)
         size = (max(round(picture.width * scale), 1), max(round(picture.height * scale), 1))
         return Encoded("jpg", _saved(picture.resize(size, LANCZOS), "JPEG", quality=self.quality), "resized")
 

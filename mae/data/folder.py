@@ -62,7 +62,7 @@ class Folder:
         names = [self.name_of(i) for i in range(len(self))]
         files = [self.root / name for name in names]
         if self.segments is not None:
-            files += [file for name in names if (file := self._segments_of(name)).exists()]
+            files += [file for name in names if (file := _segments_of(self.segments, name)).exists()]
         sizes = np.array([file.stat().st_size for file in files], np.int64)
         return fingerprint("\n".join(names), sizes, np.zeros(0) if self.labels is None else self.labels)
 
@@ -87,10 +87,12 @@ class Folder:
     @property
     def mask(self) -> Callable[[int], np.ndarray] | None:
         """Where there is a folder masks/ beside the images': index -> (H, W) uint8, the class of every pixel. ConfigError without one."""
-        return None if self.segments is None else lambda index: decode_classes(self._segments_of(self.name_of(index)))
+        folder = self.segments
+        return None if folder is None else lambda index: decode_classes(_segments_of(folder, self.name_of(index)))
 
-    def _segments_of(self, name: str) -> Path:
-        return (self.segments / name).with_suffix(".png")  # type: ignore[operator]
+
+def _segments_of(folder: Path, name: str) -> Path:
+    return (folder / name).with_suffix(".png")
 
 
 def open_folder(data: Data, kind: Kind = IMAGES) -> Opened:

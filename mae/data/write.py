@@ -67,7 +67,9 @@ def write_shard(
     """Writes folder/NAME whole, from its images in order; `keys` and `labels` are the split's. Raises OSError."""
     from webdataset import TarWriter  # torch comes with it
 
-    part, how, damaged = unfinished / f"{shard.name}.part", {}, []  # type: ignore[var-annotated]
+    part = unfinished / f"{shard.name}.part"
+    how: dict[str, int] = {}
+    damaged: list[list[str]] = []
     with open(part, "wb") as file:
         hashing = _Hashing(file)
         with TarWriter(hashing, encoder=False, mtime=0) as writer:  # no time of day: the same images, the same bytes

@@ -80,11 +80,17 @@ def to_ours(state: Mapping[str, Tensor], what: str) -> dict[str, Tensor]:
         elif stack and stack[3] in BLOCK:
             ours[f"{STACKS[stack[1]]}.{stack[2]}.{BLOCK[stack[3]]}{stack[4]}"] = x
         else:
-            name, kind = re.fullmatch(r"(.+?)((?:\.weight|\.bias)?)", key).groups()  # type: ignore[union-attr]
+            name, kind = _parts(r"(.+?)((?:\.weight|\.bias)?)", key)
             if name not in TOP:
                 raise ConfigError(f"{what} is no ViT or ViTMAE as Hugging Face saves them: {looks_like({key: x})}")
             ours[TOP[name] + kind] = x
     return ours
+
+
+def _parts(pattern: str, key: str) -> tuple[str, ...]:
+    match = re.fullmatch(pattern, key)
+    assert match is not None, key  # every key of these layouts is made so
+    return match.groups()
 
 
 def from_ours(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -97,12 +103,12 @@ def from_ours(ours: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if key == "decoder.positions":
             found["decoder.decoder_pos_embed"] = with_class_position(x)
             continue
-        name, kind = re.fullmatch(r"(.+?)((?:\.weight|\.bias)?)", key).groups()  # type: ignore[union-attr]
+        name, kind = _parts(r"(.+?)((?:\.weight|\.bias)?)", key)
         before = prefix if key.startswith("encoder.") else ""
         if name in top:
             found[before + top[name] + kind] = x
             continue
-        part, number, layer = re.fullmatch(r"(\w+)\.blocks\.(\d+)\.(.+)", name).groups()  # type: ignore[union-attr]
+        part, number, layer = _parts(r"(\w+)\.blocks\.(\d+)\.(.+)", name)
         block = f"{before}{'encoder.layer' if part == 'encoder' else 'decoder.decoder_layers'}.{number}"
         if layer == "attn.qkv":
             found |= {f"{block}.{name}{kind}": some.contiguous() for name, some in zip(QKV, x.chunk(3), strict=True)}

@@ -26,7 +26,7 @@ class Muon(Optimizer):
         super().__init__(groups, {"lr": lr, "momentum": momentum, "betas": betas, "weight_decay": 0.0, "matrix": False})
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:  # type: ignore[override]
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closure here
         """One update from the gradients; parameters without one stay."""
         for group in self.param_groups:
             parameters = [p for p in group["params"] if p.grad is not None]

@@ -13,7 +13,7 @@ import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from omegaconf import OmegaConf
 
@@ -52,7 +52,7 @@ class RunFolder:
     def config(self) -> dict[str, Any] | None:
         """The configuration that the run was started with, or None where there is no run."""
         file = self.path / "config.yaml"
-        return OmegaConf.to_container(OmegaConf.load(file)) if file.is_file() else None  # type: ignore[return-value]
+        return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(file))) if file.is_file() else None
 
     def check(self, config: Config) -> None:
         """Raises ConfigError where the folder belongs to another configuration or to something that is no run."""

@@ -21,7 +21,10 @@ class Plan:
 
     def done(self, step: int, seconds: float) -> float:
         """The share of the run that is over, after `step` steps and `seconds` of training; 1 or more = finished."""
-        return step / self.steps if self.steps is not None else seconds / self.seconds  # type: ignore[operator]
+        if self.steps is not None:
+            return step / self.steps
+        assert self.seconds is not None
+        return seconds / self.seconds
 
     def learning_rate(self, done: float) -> float:
         """The rate for the step taken when this share of the run is over: 0 -> peak_lr in the warm-up, then cosine to min_lr."""

@@ -44,7 +44,7 @@ class Stop:
         # torchrun sends SIGTERM to the ranks that end last: they are to end with the code that the first one has
         last = signal.SIG_IGN if self._launcher is not None and self.asked else None
         for number, handler in self._before.items():
-            signal.signal(number, last or handler)  # type: ignore[arg-type]
+            signal.signal(number, last or handler)  # type: ignore[arg-type]  # what `signal` gave is what it takes
 
     @contextlib.contextmanager
     def raising(self, answer: str) -> Iterator[None]:

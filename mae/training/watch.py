@@ -44,7 +44,7 @@ class Guard:
         self.counts = torch.tensor([float(progress.skipped), float(progress.skipped_in_a_row)], device=ranks.device)
         self.buffers = {b: (b.clone(), b._version) for b in module.buffers()}  # as they were after the last good step
         if self.on_device:
-            optimizer.found_inf = self.forbidden  # type: ignore[attr-defined]
+            optimizer.found_inf = self.forbidden  # type: ignore[attr-defined]  # what torch's fused AdamW looks for
 
     def forbids(self, loss: Tensor, norm: Tensor) -> bool:
         """Judges a step by its loss and its gradients' norm, scalars; where the device knows better than the host, False.
