@@ -93,7 +93,7 @@ def draw(method: Any, splits: Splits, config: Config, device: Any, folder: Path,
         pictures["attention"] = lambda: attention_pictures.draw(subject, images)
     if not training:
         pictures["neighbours"] = lambda: neighbour_pictures.draw(subject)
-    if code is not None and hasattr(method, "sample") and not training:
+    if code is not None and not training:
         pictures["latent_walk"] = lambda: generation_pictures.walks(subject, torch.cat([code(part).float() for part, _ in many()]))
     files = []
     folder.mkdir(parents=True, exist_ok=True)
