@@ -240,7 +240,7 @@ def test_settings_that_mean_nothing_are_refused(tmp_path):
     ):
         with pytest.raises(ConfigError, match=message):
             opened(tmp_path, *words)
-    with pytest.raises(ConfigError, match=r"data\.name=folder"):
+    with pytest.raises(ConfigError, match=r"configs/data/folder.yaml"):
         open_splits(config.load([f"data.path={tmp_path}"]).data)
 
 
