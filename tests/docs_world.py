@@ -47,7 +47,6 @@ class World:
         (home / "list.txt").write_text("\n".join(files))
         _protocols(home / "configs" / "evaluation")
         with contextlib.chdir(home):
-            run("shard", ["DIR", "SHARDS"])
             self._run("folder-mae")
             shutil.copytree("runs/folder-mae/encoder", "encoder")
             for layout in ("hf", "official"):
