@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
@@ -17,7 +18,8 @@ def last_attention(encoder: VisionTransformer, images: Tensor) -> Tensor:
     fused, attention.fused_attn = attention.fused_attn, False  # the fused kernel never holds the shares
     handle = attention.attn_drop.register_forward_hook(lambda module, given, shares: found.append(shares))
     try:
-        encoder.forward_features(images)
+        with torch.compiler.set_stance("force_eager"):  # a compiled block knows nothing of the hook
+            encoder.forward_features(images)
     finally:
         handle.remove()
         attention.fused_attn = fused
