@@ -26,6 +26,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from photos import generate
 from PIL import Image
 from torchvision import transforms
 from torchvision.transforms.v2 import functional as F
@@ -52,7 +53,7 @@ def main() -> int:
     turns = 3 if options.quick else options.turns
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
-        photos = options.photos or _generate(Path(scratch) / "photos")
+        photos = options.photos or generate(Path(scratch) / "photos")
         resized = Path(scratch) / "resized"
         words = ["shard", str(photos), str(resized), "--resize", "256", "data.damage=0.2"]
         made = subprocess.run([sys.executable, "-m", "mae", *words], capture_output=True, text=True)
@@ -175,18 +176,6 @@ def _paths(cfg: Config) -> list[Path]:
 def _small(cfg: Config) -> list[bytes] | list[Image.Image]:
     source = open_splits(cfg.data).train
     return [file_of(source, i) or _pillow(source, i) for i in range(min(len(source), 2000))]
-
-
-def _generate(folder: Path) -> Path:
-    """Photo-like JPEGs: smooth waves under noise, 500 x 375."""
-    folder.mkdir()
-    y, x = np.mgrid[:375, :500]
-    for number in range(60):
-        draw = np.random.default_rng(number)
-        waves = sum(30 * np.sin(x[..., None] * draw.normal(0, 0.1, 3) + y[..., None] * draw.normal(0, 0.1, 3)) for _ in range(5))
-        pixels = np.clip(127 + waves + draw.normal(0, 12, (375, 500, 3)), 0, 255).astype(np.uint8)
-        Image.fromarray(pixels).save(folder / f"{number:03}.jpg", quality=92)
-    return folder
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ differs): the decoder's cost falls with it.
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
+from torch.nn import functional as F
 
 from mae.errors import ConfigError
 from mae.methods.base import Autoencoder, Output, Reconstruction
@@ -67,7 +68,7 @@ class MAE(Autoencoder):
         if self.predicted_count < self.hidden_count:
             hidden = self._some(hidden, keys)
         encoded = vit.encode_patches(self.encoder, patches, visible)
-        prediction = _float(self.decoder.pred(self.decoder(encoded, visible, hidden)[1]))  # (B, H, p * q * C)
+        prediction = _float(self.decoder.pred(self.decoder.unknown(encoded, visible, hidden)))  # (B, H, p * q * C)
         target = self.target(vit.take(patches, hidden))
         loss = (prediction - target).square().mean()
         return Output(loss, {})
@@ -91,8 +92,10 @@ class MAE(Autoencoder):
         patches = _float(patches)  # the bf16 variance of a flat patch rounds to zero
         if not self.norm_pix:
             return patches
-        mean, variance = patches.mean(-1, keepdim=True), patches.var(-1, keepdim=True)
-        return (patches - mean) / (variance + 1e-6).sqrt()
+        values = patches.shape[-1]
+        unbiased = (values - 1) / values  # a layer norm divides by the biased deviation; in one pass instead of six
+        scale = patches.new_full((values,), unbiased**0.5)
+        return F.layer_norm(patches, (values,), weight=scale, eps=1e-6 * unbiased)
 
     def predict(self, images: Tensor, *, keys: Tensor | None = None, noise: Tensor | None = None) -> Reconstruction:
         """The decoder's prediction for every patch and which ones were hidden (a visible patch's prediction is untrained)."""

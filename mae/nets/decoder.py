@@ -1,6 +1,7 @@
 """Light decoders that turn tokens into pixels; for a ViT the one of He et al., arXiv:2111.06377, section 3."""
 
 from functools import partial
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -65,8 +66,8 @@ class Decoder(nn.Module):
         self.register_buffer("positions", sincos_table(width, encoder.patch_embed.grid_size), persistent=False)
         ratio = mlp_ratio(encoder)
         # timm says type[Module] and calls it with a width
-        block = partial(Block, width, heads, mlp_ratio=ratio, qkv_bias=True, norm_layer=_norm)  # type: ignore[arg-type]
-        self.blocks = nn.Sequential(*(block() for _ in range(depth)))
+        block = partial(PartialBlock, width, heads, mlp_ratio=ratio, qkv_bias=True, norm_layer=_norm)  # type: ignore[arg-type]
+        self.blocks = nn.ModuleList(block() for _ in range(depth))
         self.norm = _norm(width)
         self.pred = nn.Linear(width, vit.patch_values(encoder))
         vit.initialise(self)
@@ -79,15 +80,56 @@ class Decoder(nn.Module):
         tokens (B, P + V, inputs): P prefix tokens, then those of the patches known (B or 1, V). Attention does not see the order of its
         tokens, so they stay sorted by what is known: nothing is put back in place.
         """
-        count = known.shape[1]
-        x = self.embed(tokens)
-        prefix = x.shape[1] - count
-        parts = [x[:, :prefix], x[:, prefix:] + vit.take(self.positions, known)]
+        parts = self._parts(tokens, known)
         if unknown is not None:
-            assert self.mask_token is not None, "this decoder was made for tokens of which none is hidden"
-            parts.append(self.mask_token + vit.take(self.positions, unknown))
-        x = self.norm(self.blocks(torch.cat(parts, dim=1)))
-        return x[:, prefix : prefix + count], x[:, prefix + count :]
+            parts.append(self._masks(unknown))
+        x = torch.cat(parts, dim=1)
+        for block in self.blocks:
+            x = block(x)
+        prefix, end = parts[0].shape[1], parts[0].shape[1] + parts[1].shape[1]
+        x = self.norm(x)
+        return x[:, prefix:end], x[:, end:]
+
+    def unknown(self, tokens: Tensor, known: Tensor, unknown: Tensor) -> Tensor:
+        """Of the same the second part alone, (B, H, width): the last block does for the other tokens no more than being asked takes."""
+        x = torch.cat([*self._parts(tokens, known), self._masks(unknown)], dim=1)
+        last = len(self.blocks) - 1
+        for i, block in enumerate(self.blocks):
+            x = block(x, unknown.shape[1] if i == last else None)
+        return self.norm(x[:, -unknown.shape[1] :])  # all there is, but for a decoder without blocks
+
+    def _parts(self, tokens: Tensor, known: Tensor) -> list[Tensor]:
+        """The prefix and the known tokens, as the blocks take them."""
+        x = self.embed(tokens)
+        prefix = x.shape[1] - known.shape[1]
+        return [x[:, :prefix], x[:, prefix:] + vit.take(self.positions, known)]
+
+    def _masks(self, unknown: Tensor) -> Tensor:
+        assert self.mask_token is not None, "this decoder was made for tokens of which none is hidden"
+        return self.mask_token + vit.take(self.positions, unknown)
+
+
+class PartialBlock(Block):
+    """timm's block, of which the last tokens may be wanted alone: then all of them are keys and values, but only those ask and pass on."""
+
+    def forward(self, x: Tensor, wanted: int | None = None) -> Tensor:  # type: ignore[override]
+        """(B, T, D) -> (B, T, D), or (B, wanted, D) the last ones"""
+        if wanted is None:
+            return super().forward(x)
+        attention: Any = self.attn  # timm's
+        width, normed = x.shape[2], self.norm1(x)
+        (w_q, w_kv), (b_q, b_kv) = attention.qkv.weight.split([width, 2 * width]), attention.qkv.bias.split([width, 2 * width])
+        q = rearrange(F.linear(normed[:, -wanted:], w_q, b_q), "b n (h d) -> b h n d", h=attention.num_heads)
+        k, v = rearrange(F.linear(normed, w_kv, b_kv), "b n (two h d) -> two b h n d", two=2, h=attention.num_heads)
+        x = x[:, -wanted:] + attention.proj(rearrange(attend(q, k, v, fused=attention.fused_attn), "b h n d -> b n (h d)"))
+        return x + self.mlp(self.norm2(x))
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, *, fused: bool) -> Tensor:
+    """Scaled dot-product attention of heads (B, h, T, d), by the fused kernel or product by product."""
+    if fused:
+        return F.scaled_dot_product_attention(q, k, v)
+    return (q * q.shape[-1] ** -0.5 @ k.transpose(-2, -1)).softmax(dim=-1) @ v
 
 
 class CrossDecoder(nn.Module):
@@ -112,13 +154,23 @@ class CrossDecoder(nn.Module):
 
     def forward(self, tokens: Tensor, known: Tensor, unknown: Tensor) -> tuple[Tensor, Tensor]:
         """As Decoder.forward: tokens (B, P + V, D) of prefix and known patches -> ((B, V, width), (B, H, width)), normalised."""
+        memory = self._memory(tokens, known)
+        return self.norm(memory[:, -known.shape[1] :]), self._ask(memory, unknown)
+
+    def unknown(self, tokens: Tensor, known: Tensor, unknown: Tensor) -> Tensor:
+        """Of the same the second part alone, (B, H, width)."""
+        return self._ask(self._memory(tokens, known), unknown)
+
+    def _memory(self, tokens: Tensor, known: Tensor) -> Tensor:
         memory = self.embed(tokens)
         prefix = memory.shape[1] - known.shape[1]
-        memory = torch.cat([memory[:, :prefix], memory[:, prefix:] + vit.take(self.positions, known)], dim=1)
+        return torch.cat([memory[:, :prefix], memory[:, prefix:] + vit.take(self.positions, known)], dim=1)
+
+    def _ask(self, memory: Tensor, unknown: Tensor) -> Tensor:
         x = self.mask_token + vit.take(self.positions, unknown)
         for block in self.blocks:
             x = block(x, memory)
-        return self.norm(memory[:, prefix:]), self.norm(x)
+        return self.norm(x)
 
 
 class CrossBlock(nn.Module):
@@ -126,7 +178,7 @@ class CrossBlock(nn.Module):
 
     def __init__(self, width: int, heads: int, ratio: float) -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.fused_attn = heads, True
         self.norm1, self.norm_memory, self.norm2 = _norm(width), _norm(width), _norm(width)
         self.q, self.kv, self.proj = nn.Linear(width, width), nn.Linear(width, 2 * width), nn.Linear(width, width)
         self.mlp = Mlp(width, int(ratio * width))
@@ -135,7 +187,7 @@ class CrossBlock(nn.Module):
         """Queries (B, Q, width), memory (B, M, width) -> (B, Q, width)"""
         q = rearrange(self.q(self.norm1(x)), "b n (h d) -> b h n d", h=self.heads)
         k, v = rearrange(self.kv(self.norm_memory(memory)), "b n (two h d) -> two b h n d", two=2, h=self.heads)
-        x = x + self.proj(rearrange(F.scaled_dot_product_attention(q, k, v), "b h n d -> b n (h d)"))
+        x = x + self.proj(rearrange(attend(q, k, v, fused=self.fused_attn), "b h n d -> b n (h d)"))
         return x + self.mlp(self.norm2(x))
 
 

@@ -118,8 +118,11 @@ def patch_values(encoder: "Encoder") -> int:
 
 
 def take(tokens: Tensor, ids: Tensor) -> Tensor:
-    """The tokens of those ids: (B or 1, N, D), (B, K) -> (B, K, D)."""
-    return tokens.expand(ids.shape[0], -1, -1).gather(1, ids[..., None].expand(-1, -1, tokens.shape[2]))
+    """The tokens of those ids: (B or 1, N, D), (B, K) -> (B, K, D). Rows are copied whole, which gather along the tokens does not do."""
+    if len(tokens) == 1:
+        return F.embedding(ids, tokens[0])
+    starts = torch.arange(0, tokens.shape[0] * tokens.shape[1], tokens.shape[1], device=ids.device)
+    return F.embedding(ids + starts[:, None], tokens.flatten(0, 1))
 
 
 def encode_patches(encoder: VisionTransformer, patches: Tensor, ids: Tensor) -> Tensor:

@@ -1,6 +1,7 @@
 """What one image costs a masked autoencoder, by formula: parameters, floating-point operations, activations kept for the backward pass.
 
-The encoder sees the visible patches, the decoder visible and hidden ones, the prediction the hidden ones. A block of width D with an MLP of
+The encoder sees the visible patches, the decoder visible and hidden ones, its last block's queries and MLP and the prediction the hidden
+ones. A block of width D with an MLP of
 width M over T tokens takes T (4 D^2 + 2 D M) multiplications with weights and 2 T^2 D of attention. It keeps what its backward pass reads,
 counted operation by operation as in Korthikanti et al., arXiv:2205.05198, section 4 (theirs has dropout and 16-bit residuals: 34 D bytes
 a token where M = 4 D; ours, without dropout and with the residuals in float32, keeps 36 D under bf16 and 64 D in float32).
@@ -30,23 +31,27 @@ class Stack:
         attention = 4 * self.width**2 + 4 * self.width
         return attention + 2 * self.width * self.hidden + self.hidden + self.width + (6 if self.cross else 4) * self.width
 
-    def flops(self, tokens: int, memory: int = 0) -> float:
-        """FLOPs of a forward pass over an image's tokens; a cross-attending stack asks `memory` other ones."""
-        d, keys = self.width, memory if self.cross else tokens
-        weights = 2 * d**2 * (tokens + keys) + 2 * d * self.hidden * tokens  # queries and projection; keys and values; the MLP
-        return self.depth * 2 * (weights + 2 * tokens * keys * d)
+    def flops(self, tokens: int, memory: int = 0, *, wanted: int | None = None) -> float:
+        """FLOPs of a forward pass over an image's tokens; a cross-attending stack asks `memory` other ones.
 
-    def kept(self, tokens: int, memory: int = 0, *, half: bool, fused: bool) -> float:
-        """Bytes of activations that one block keeps for an image. Unfused attention keeps its (T, T) maps, fused one a number a row."""
+        Of the last block only `wanted` tokens may be: the others are then keys and values alone.
+        """
         d, keys = self.width, memory if self.cross else tokens
+        asking = 2 * d**2 + 2 * d * self.hidden + 2 * keys * d  # a token: query and projection; the MLP; attention
+        spared = 0 if wanted is None else 2 * (tokens - wanted) * asking
+        return self.depth * 2 * (tokens * asking + keys * 2 * d**2) - spared
+
+    def kept(self, tokens: int, memory: int = 0, *, half: bool, fused: bool, wanted: int | None = None) -> float:
+        """Bytes of activations that one block keeps for an image. Unfused attention keeps its (T, T) maps, fused one a number a row."""
+        d, keys, asking = self.width, memory if self.cross else tokens, tokens if wanted is None else wanted
         low = 2 if half else 4
-        own = 4 * tokens * (2 * d + STATISTICS)  # the residual before each norm
-        own += low * tokens * (3 * d + d + 2 * self.hidden)  # normed twice, queries, attended; before and behind the activation
+        own = 4 * (tokens + asking) * (d + STATISTICS // 2)  # the residual before each norm
+        own += low * tokens * d + low * asking * (3 * d + 2 * self.hidden)  # normed twice, query, attended; around the activation
+        own += low * asking * d if wanted is not None else 0  # those normed tokens that ask, side by side
         own += low * keys * (3 * d if self.cross else 2 * d)  # keys, values; of a memory its norm too
         if self.cross:
             own += 8 * keys
-        fused = fused or self.cross  # the cross-attending blocks know only the fused kernel
-        return own + (4 * tokens * self.heads if fused else low * self.heads * tokens * keys)
+        return own + (4 * asking * self.heads if fused else low * self.heads * asking * keys)
 
 
 @dataclass(frozen=True)
@@ -106,12 +111,17 @@ class Shape:
         """FLOPs of a forward pass for one image."""
         e, d = self.encoder, self.decoder
         ends = self.known * e.width * d.width + self.predicted * d.width * self.values
-        return e.flops(self.known) + d.flops(self.decoded, self.known) + 2 * ends + self._embedding
+        return e.flops(self.known) + d.flops(self.decoded, self.known, wanted=self._wanted) + 2 * ends + self._embedding
 
     @property
     def flops(self) -> float:
         """FLOPs of a training step for one image, without optimizer and recomputation: three times the forward pass."""
         return 3 * self.forward_flops - self._embedding  # no gradient is asked of the pixels
+
+    @property
+    def _wanted(self) -> int | None:
+        """Tokens that the decoder's last block gives, where those are not all."""
+        return None if self.decoder.cross else self.predicted
 
     @property
     def _embedding(self) -> float:
@@ -122,13 +132,14 @@ class Shape:
         low = 2 if half else 4
         stacks = ((self.encoder, self.known, 0), (self.decoder, self.decoded, self.known))
         blocks = [stack.kept(tokens, memory, half=half, fused=fused) for stack, tokens, memory in stacks]
+        last = self.decoder.kept(self.decoded, self.known, half=half, fused=fused, wanted=self._wanted)
         if recompute:
             kept = sum(4 * stack.depth * tokens * stack.width for stack, tokens, _ in stacks) + max(blocks)
         else:
-            kept = sum(stack.depth * block for (stack, _, _), block in zip(stacks, blocks, strict=True))
-        norms = 4 * (self.known * self.encoder.width + self.decoded * self.decoder.width)
+            kept = sum(stack.depth * block for (stack, _, _), block in zip(stacks, blocks, strict=True)) + last - blocks[1]
+        norms = 4 * (self.known * self.encoder.width + self.predicted * self.decoder.width)
         norms += 4 * self.known * self.decoder.width if self.decoder.cross else 0  # the memory, which every block norms anew
-        inputs = low * (self.visible * self.values + self.known * self.encoder.width + self.decoded * self.decoder.width)
+        inputs = low * (self.visible * self.values + self.known * self.encoder.width + self.predicted * self.decoder.width)
         return kept + norms + inputs + 4 * self.predicted * self.values  # the last: the error, whose square is the loss
 
 
