@@ -163,6 +163,8 @@ def test_an_offline_wandb_run_mirrors_the_metrics_and_a_silent_server_stops_noth
         assert figure in pretrained
     run("run", "track.wandb=offline", "evaluate.controls=false", cwd=folder.parent, script="linear_probe.py")
     probed = read_back(folder)
+    for sent in ("use_after_commit", "run-encoder", "run-results", "predictions", "linear_probe/quick/accuracy"):
+        assert sent in probed  # from the data and the encoder to figures
     for shown, job in ((pretrained, "pretrain"), (probed, "linear_probe")):
         record = next(json.loads(line)["run"] for line in shown.splitlines() if json.loads(line)["type"] == "run")
         assert (record["run_group"], record["job_type"]) == ("run", job)  # the group links what was done with one encoder
