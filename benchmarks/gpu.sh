@@ -32,7 +32,8 @@ measure() {
 }
 
 if [ -n "${TINY:-}" ]; then
-    measure train_step 200 benchmarks/train_step.py --device "$device" --models vit_tiny --batch 4 --repeats 1 --no-compile --quick
+    measure train_step 200 benchmarks/train_step.py --device "$device" --models vit_tiny --batch 4 --repeats 1 --quick \
+        --shards made --images 40
     measure profile 100 benchmarks/profile.py --device "$device" --model vit_tiny --batch 4 --steps 1
 else
     measure train_step_large 170 benchmarks/train_step.py --device "$device" --models vit_large --precisions best --repeats 5 \

@@ -38,6 +38,9 @@ def words_of(size: Size, method: str, batch: int) -> list[str]:
         *(f"encoder.{key}={value}" for key, value in encoder.items()),
         *(f"method.{key}={value}" for key, value in decoder.items()),
         "method.norm_pix=true",
+        "optim.name=adamw",
+        "optim.betas=[0.9,0.95]",
+        "optim.weight_decay=0.05",
         f"data.image_size={size.image}",
         "data.channels=3",
         f"train.batch_size={batch}",
@@ -103,11 +106,22 @@ def real_share(side: Ours, images: Tensor, shards: Path, words: list[str], preci
         streams = {"real": real, "synthetic": synthetic(images)}
         side.steps(real, 2, precision)  # the workers start
         count = max(round(SECONDS * _rate(side, streams["synthetic"], 2, precision) / batch), 2)
+        print(f"  the loader alone: {_loaded(real, count, device) * batch:.4g} images/s", flush=True)
         shares = []
         for _ in range(repeats):
             rates = {name: _rate(side, stream, count, precision) for name, stream in streams.items()}
             shares.append(rates["real"] / rates["synthetic"])
     return round(statistics.median(shares), 3)
+
+
+def _loaded(batches: Iterator[list[Batch]], count: int, device: torch.device) -> float:
+    """Batches a second without a step."""
+    _wait(device)
+    began = time.perf_counter()
+    for _ in range(count):
+        next(batches)
+    _wait(device)
+    return count / (time.perf_counter() - began)
 
 
 def _rate(side: Ours, stream: Iterator[list[Batch]], count: int, precision: str) -> float:

@@ -60,7 +60,7 @@ def main() -> int:
             how = dict(compiled=options.compile, quick=options.quick, clock=CLOCKS[options.clock])
             contest = Contest(SIZES[model], batch, device, best, options.precisions, **how)
             found = contest.run(options.repeats)
-            if shards is not None and SIZES[model].image == 224:
+            if shards is not None:
                 words = [f"data.workers={options.workers}", f"data.decode={'gpu' if device.type == 'cuda' else 'auto'}"]
                 found["real_ratio"] = real_share(contest.ours, contest.images, Path(shards), words, best, options.repeats)
                 print(f"  real input: {found['real_ratio']:.3f} of the rate of synthetic input", flush=True)
@@ -81,7 +81,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--precisions", default="float32,best", help="float32 | best | float32,best")
     parser.add_argument("--batch", type=int, help="images a step (default: by model and device)")
     parser.add_argument("--repeats", type=int, help="turns (default 7; 3 with --quick)")
-    parser.add_argument("--no-compile", dest="compile", action="store_false", help="ours without torch.compile")
+    parser.add_argument("--compile", action=argparse.BooleanOptionalAction, help="ours under torch.compile (default: on a GPU)")
     parser.add_argument("--clock", choices=CLOCKS, default="wall", help="cpu: the processor's time, for one thread on a busy machine")
     parser.add_argument("--shards", help="a folder of JPEG shards for real input, or `made`: generated photos")
     parser.add_argument("--images", type=int, default=512, help="how many photos `--shards made` generates")
@@ -92,6 +92,7 @@ def _options() -> argparse.Namespace:
     fit = [model for model in SIZES if model != "vit_large" or device_of(options.device).type == "cuda"]
     options.models = options.models.split(",") if options.models else fit
     options.precisions = options.precisions.split(",")
+    options.compile = device_of(options.device).type == "cuda" if options.compile is None else options.compile
     options.repeats = options.repeats or (3 if options.quick else 7)
     if unknown := [*(set(options.models) - SIZES.keys()), *(set(options.precisions) - {"float32", "best"})]:
         parser.error(f"{', '.join(unknown)} is unknown: models are {', '.join(SIZES)}, precisions float32 and best")

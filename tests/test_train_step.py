@@ -96,5 +96,6 @@ def test_the_gpu_script_rehearses_on_a_cpu(tmp_path):
     (figures,) = [json.loads(line) for line in (tmp_path / "figures.jsonl").read_text().splitlines()]
     assert figures["benchmark"] == "train_step"
     assert figures["vit_tiny_float32_ratio"] > 0
+    assert figures["vit_tiny_real_ratio"] > 0
     assert figures["vit_large_mfu"] is None
     assert "matrix products" in (tmp_path / "profile.log").read_text()
