@@ -59,7 +59,6 @@ class Ours:
         self.ranks, self.progress, self.compiled = Ranks(0, 1, device), Progress(), compiled
         torch.manual_seed(0)
         self.method = build(self.config)
-        choose_attention(self.method, device)
         self.spread = parallel.Spread("plain", self.method, self.ranks)
         self.optimizer = optim.create(self.method, self.config.optim)
         if compiled:
@@ -67,6 +66,7 @@ class Ours:
 
     def steps(self, batches: Iterator[list[Batch]], count: int, precision: str) -> None:
         """So many optimisation steps on the next batches."""
+        choose_attention(self.method, self.ranks.device, precision=precision)
         loop.fit(
             self.spread.wrapped().train(),
             lambda module, batch: module(normalise(batch.images, self.config.data), keys=batch.keys),

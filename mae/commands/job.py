@@ -61,7 +61,7 @@ def run(job: Job, config: Config, folder: RunFolder, splits: Splits, plan: Plan)
             torch.use_deterministic_algorithms(config.train.deterministic)
             torch.manual_seed(config.train.seed)
             module = job.build()
-            choose_attention(module, ranks.device)
+            choose_attention(module, ranks.device, precision=precision.choose(config.train.precision, ranks.device))
             if config.data.decode == "gpu" and ranks.device.type != "cuda":
                 raise ConfigError(f"data.decode=gpu unpacks JPEGs on a CUDA device, and this run is on {ranks.device}: leave it out")
             if getattr(module, "batch_statistics", False) and config.train.accumulate not in ("auto", 1):

@@ -90,15 +90,15 @@ def positions(encoder: VisionTransformer) -> nn.Parameter:
     return encoder.pos_embed
 
 
-def choose_attention(module: nn.Module, device: torch.device) -> None:
-    """Fused attention everywhere but on CPU, where timm's explicit products are faster at the lengths of a ViT.
+def choose_attention(module: nn.Module, device: torch.device, *, precision: str = "bf16") -> None:
+    """Fused attention everywhere but on a CPU in half precision, where explicit products are faster at the lengths of a ViT.
 
-    Measured on 2 cores with AVX-512 and AMX: a bf16 MAE step at 17 visible and 65 decoder tokens took 2.2 times as long with
-    the fused kernel. Both compute the same.
+    Measured on cores with AVX-512 and AMX (docs/speed.md): in bf16 the fused kernel took 3 to 6 times as long, in float32 up to 15% less
+    on long sequences and about the same on short ones. Both compute the same.
     """
     for child in module.modules():
         if hasattr(child, "fused_attn"):
-            child.fused_attn = device.type != "cpu"  # type: ignore[assignment]  # a Module's stubs know tensors and modules alone
+            child.fused_attn = device.type != "cpu" or precision == "fp32"  # type: ignore[assignment]  # a Module's stubs know tensors and modules alone
 
 
 def patchify(images: Tensor, patch: tuple[int, int]) -> Tensor:
