@@ -165,7 +165,10 @@ class Contest:
             torch.cuda.synchronize(self.device)
 
     def _memory(self, side: Callable[[int], None]) -> float | None:
-        """Bytes that a step holds at its peak beyond what it held before."""
+        """Bytes that a step holds at its peak beyond weights and moments."""
+        for module in (self.theirs, self.textbook, self.compiled):
+            if module is not None:
+                module.zero_grad(set_to_none=True)  # gradients count, and are kept from step to step by some
         with _peak(self.device) as found:
             side(1)
             self._wait()
