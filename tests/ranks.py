@@ -15,7 +15,7 @@ def on_ranks(work, folder, world, *arguments):
     mp.set_forkserver_preload([*IMPORTED, work.__module__])
     folder.mkdir(exist_ok=True)
     # A folder of its own: a group that finds the store of an earlier one looks for that one's addresses.
-    place = tempfile.mkdtemp(dir=folder)
+    place = tempfile.mkdtemp(dir=folder, prefix="ranks-")
     mp.start_processes(_rank, args=(world, work, place, arguments), nprocs=world, start_method="forkserver")
     return [torch.load(f"{place}/{rank}.pt") for rank in range(world)]
 

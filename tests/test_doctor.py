@@ -55,7 +55,7 @@ def test_a_run_on_paper_needs_no_images_and_one_that_does_not_fit_is_refused(her
     words = ["configs/recipes/mae_vit_large_in1k.yaml", "train.steps=1000"]
     assert doctor.main([*words, "--h100", "--ranks", "64"]) == 0
     shown = capsys.readouterr().out
-    for fact in ("329 M parameters, 124 GFLOP", "ddp: ", "GiB of 74.51 GiB", "GPU-hours", "not measured yet"):
+    for fact in ("329 M parameters, 123 GFLOP", "ddp: ", "GiB of 74.51 GiB", "GPU-hours", "not measured yet"):
         assert fact in shown
     assert doctor.main([*words, "--h100"]) == 2
     assert "raise train.accumulate, or set train.recompute=true" in capsys.readouterr().err
