@@ -3,6 +3,7 @@
 `pytest -m slow tests/test_docs.py -k small_data` runs the commands of one page.
 """
 
+import ast
 import functools
 import importlib.util
 import re
@@ -66,10 +67,22 @@ def test_keys_and_files_that_are_named_exist(page):
     assert [file for file in config_files(page) if not (ROOT / file).is_file() and file not in page.read_text().replace(shown, "")] == []
 
 
+def missing(module, names):
+    """Those that a module of the package has neither as a name nor as a module of its own."""
+    found = importlib.import_module(module)
+    return [name for name in names if not hasattr(found, name) and importlib.util.find_spec(f"{module}.{name}") is None]
+
+
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
-def test_python_is_python(page):
+def test_python_is_python_and_takes_from_mae_what_is_there(page):
+    lost = []
     for block in blocks(page, "python"):
-        compile(block, page.name, "exec")
+        for node in ast.walk(ast.parse(block, page.name)):
+            if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "mae":
+                lost += missing(node.module, [alias.name for alias in node.names])
+            elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "mae":
+                lost += missing("mae", [node.attr])
+    assert lost == []
 
 
 @pytest.mark.parametrize("page", PAGES[1:], ids=page_id)

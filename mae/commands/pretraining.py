@@ -35,7 +35,7 @@ def pretrain(config: Config, folder: RunFolder, splits: Splits, plan: Plan) -> N
             loss=lambda module, images, keys: module.forward(images, keys=keys),
             forward=lambda module, batch: module(normalise(batch.images, config.data), keys=batch.keys),
             held_out=online.measure,
-            reads=[_start(config.encoder.from_)] if config.encoder.from_ is not None else [],
+            reads=[lineage.encoder(config.encoder.from_, RunFolder(config.encoder.from_))] if config.encoder.from_ is not None else [],
             draw=lambda method, tracker, device, step: closing.draw(
                 _own(method), splits, config, device, folder, tracker, step, training=True
             ),
@@ -46,11 +46,6 @@ def pretrain(config: Config, folder: RunFolder, splits: Splits, plan: Plan) -> N
         splits,
         plan,
     )
-
-
-def _start(word: str) -> lineage.Artifact:
-    """The encoder that training starts from."""
-    return lineage.encoder(word, RunFolder(word))
 
 
 def _own(module: nn.Module) -> Autoencoder:

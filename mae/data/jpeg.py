@@ -18,9 +18,8 @@ except ImportError:  # no wheel for this platform: Pillow does it all
     simplejpeg = None
 
 ORIENTATION = 0x0112  # EXIF
-TURNED = re.compile(
-    rb"\x12\x01\x03\0(?!\x01\0\0\0\x01)|\x01\x12\0\x03(?!\0\0\0\x01\0\x01)|rientation"
-)  # it, as one short that is not 1; XMP's
+# EXIF's orientation in either byte order where it is not the one short number 1; XMP's, whatever it says
+TURNED = re.compile(rb"\x12\x01\x03\0(?!\x01\0\0\0\x01)|\x01\x12\0\x03(?!\0\0\0\x01\0\x01)|rientation")
 APP1, SCAN = 0xE1, 0xDA  # JPEG's markers: EXIF and XMP; the pixels
 
 

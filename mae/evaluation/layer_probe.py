@@ -40,7 +40,7 @@ def evaluate(
         name = layer_name(layer, pooling)
         training, validation = linear_probe.split(material, name, seed)
         found = linear_probe.merits(learn(training.rows(~validation), grid), training.rows(validation))
-        choice = max(range(len(grid)), key=found.__getitem__)
+        choice = linear_probe.best(found)
         test = material.testing(name)
         correct = linear_probe.predict(learn(training, [grid[choice]]), test.x)[:, 0] == test.y
         metrics |= score(correct, name)

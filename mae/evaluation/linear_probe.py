@@ -7,7 +7,7 @@ is a matter of luck. The winner is refitted on all training images, and the test
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import NamedTuple
@@ -70,7 +70,7 @@ def evaluate(
             found = judged(training, grid, folds)
         else:
             found = merits(learn(training.rows(~validation), grid), training.rows(validation))
-        choice = max(range(len(grid)), key=found.__getitem__)
+        choice = best(found)
 
         test = material.testing(pool, test_first)
         kept = grid if best_on_test else [grid[choice]]
@@ -147,7 +147,11 @@ def cross_validated(
 
 def choose(heads: Heads, held_out: Features) -> int:
     """The head of highest accuracy on the held-out images; among equals the one of lowest cross-entropy."""
-    found = merits(heads, held_out)
+    return best(merits(heads, held_out))
+
+
+def best(found: Sequence[tuple[bool, int, float]]) -> int:
+    """Which of the `merits` is largest; the first of equals."""
     return max(range(len(found)), key=found.__getitem__)
 
 
