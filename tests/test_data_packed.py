@@ -1,19 +1,23 @@
-"""JPEGs that are unpacked on the device become what the reading processes would have made of them."""
+"""Plain JPEGs that go their own way, to the device or crop by crop, become what reading them one by one would have made of them."""
 
 import io
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from mae import config
-from mae.data import loader
+from mae.data import loader, region
+from mae.data.decode import DamagedImage, decode
 from mae.data.loader import TrainSteps
 from mae.data.packed import Packed
 from mae.data.sources import Subset, open_splits
 
 pytest.importorskip("simplejpeg")
+with_regions = pytest.mark.skipif(not region.available(), reason="needs nvImageCodec")
 
 
 @pytest.fixture
@@ -54,6 +58,57 @@ def test_what_is_unpacked_later_equals_what_is_read_at_once(photos, channels):
     assert np.array_equal(later.replaced, at_once.replaced)
     assert {str(d) for d in later.damage} == {str(d) for d in at_once.damage}
     assert later.replaced.sum() >= 2
+
+
+@with_regions
+def test_unpacking_only_the_crops_changes_nothing(photos):
+    cfg, source = photos
+    steps = TrainSteps(source, config.load(["data.decode=cpu"], base=cfg.as_dict()), 0, 1, None)
+    ids = np.arange(len(source))
+    for keys in (ids * 1_000_003 + 5, ids + 77):
+        found, expected = steps.regions.read(ids, keys), steps.read(ids, keys)
+        assert torch.equal(found.images, expected.images)
+        assert torch.equal(found.numbers, expected.numbers)
+        assert np.array_equal(found.replaced, expected.replaced)
+        assert {str(d) for d in found.damage} == {str(d) for d in expected.damage}
+    assert found.replaced.sum() >= 2
+
+
+@with_regions
+@settings(max_examples=80, deadline=None)
+@given(
+    height=st.integers(1, 70),
+    width=st.integers(1, 70),
+    channels=st.sampled_from([1, 3]),
+    shares=st.tuples(*[st.floats(0, 1)] * 4),
+    how=st.fixed_dictionaries(
+        {
+            "quality": st.integers(1, 100),
+            "subsampling": st.integers(0, 2),
+            "progressive": st.booleans(),
+            "restart_marker_blocks": st.integers(0, 9),
+        }
+    ),
+    flipped=st.none() | st.floats(0, 0.999),
+)
+def test_a_crop_of_any_plain_jpeg_is_that_of_the_whole_image(height, width, channels, shares, how, flipped):
+    stream, pixels = io.BytesIO(), np.random.default_rng(height * width).integers(0, 256, (height, width, channels), np.uint8)
+    Image.fromarray(pixels if channels == 3 else pixels[..., 0]).save(stream, "JPEG", **how)
+    content = bytearray(stream.getvalue())
+    if flipped is not None:  # one byte of the pixels or of the header before them
+        start = content.index(b"\xff\xda") + 4
+        content[start + int(flipped * (len(content) - 2 - start))] ^= 0x10
+    content = bytes(content)
+    tall, wide = 1 + int(shares[0] * (height - 1)), 1 + int(shares[1] * (width - 1))
+    top, left = round(shares[2] * (height - tall)), round(shares[3] * (width - wide))
+    box = np.array([top, left, tall, wide])
+    try:
+        expected = decode(content, channels=3, name="x")[top : top + tall, left : left + wide]
+    except DamagedImage:
+        return
+    if region.suits(content, box):
+        (cut,) = region.decode([content], box[None])
+        assert (flipped is not None and cut is None) or np.array_equal(cut, expected)
 
 
 def test_steps_of_one_kind_alone(photos):

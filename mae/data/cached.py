@@ -23,8 +23,9 @@ class _OtherSize(Exception):
 
 
 class Cache:
-    """All images of a source as one tensor (N, C, H, W) of its type, in the computer's memory or (data.cache: device) on the device.
+    """All images of a source as one tensor (N, H, C, W) of its type, in the computer's memory or (data.cache: device) on the device.
 
+    The rows of all channels lie side by side, as `crop_batch` likes it; batches are (B, C, H, W) all the same, by their strides.
     Images of one size are kept as they are. Images of several sizes are first brought to one: scaled to cover
     image_size x data.resize and centre-cropped to that.
     """
@@ -45,7 +46,7 @@ class Cache:
     def samples(self, ids: np.ndarray, keys: np.ndarray) -> Samples:
         """Cropped and mirrored as (B,) keys say, images (B,) ids, on the device. Raises ConfigError for too much damage."""
         shown, damage = self._ids_shown(ids, keys)
-        images = self.images.index_select(0, to_device(shown, self.images.device))
+        images = self.images.index_select(0, to_device(shown, self.images.device)).transpose(1, 2)
         if images.device.type != self.device.type:
             images = images.pin_memory().to(self.device, non_blocking=True)
         images = self._augmented(images, keys)
@@ -96,8 +97,8 @@ class Cache:
             if keep and pixels.shape[:2] != size:
                 raise _OtherSize
             if images is None:
-                images = _allocate((len(self.source), pixels.shape[2], *size), pixels.dtype)
-            images[index] = (pixels if keep else crops.central(pixels, size, 1.0)).transpose(2, 0, 1)
+                images = _allocate((len(self.source), size[0], pixels.shape[2], size[1]), pixels.dtype)
+            images[index] = (pixels if keep else crops.central(pixels, size, 1.0)).transpose(0, 2, 1)
         if images is None:
             raise substitute.too_much(self.damaged[0])
         return torch.from_numpy(images)

@@ -18,10 +18,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from mae.config import Config
-from mae.data import crops, order, substitute
+from mae.data import crops, order, region, substitute
 from mae.data.batch import Batch, Samples, finished, micro_batches, normalise
 from mae.data.cached import Cache
 from mae.data.packed import Packed, Packing
+from mae.data.plain import Regions
 from mae.data.reading import Reading, shared_memory
 from mae.data.resample import crop_one
 from mae.data.sources import Source
@@ -47,8 +48,10 @@ class TrainSteps(Dataset[Samples | Packed | ConfigError]):
     def __init__(self, source: Source, config: Config, rank: int, world: int, transform: Transform | None) -> None:
         self.source, self.config, self.rank, self.world, self.transform = source, config, rank, world, transform
         self.reading = Reading(config.data.workers)
-        on_device = config.data.decode == "gpu" and config.data.cache == "none" and transform is None and not isinstance(source, Stream)
-        self.packing = Packing(source, config.data, config.image_size, self.read) if on_device else None
+        own_way = config.data.cache == "none" and transform is None and not isinstance(source, Stream)
+        parts = source, config.data, config.image_size, self.reading, self.read
+        self.packing = Packing(*parts) if own_way and config.data.decode == "gpu" else None
+        self.regions = Regions(*parts) if own_way and config.data.channels == 3 and region.available() else None
 
     def share(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """(ids, keys) of the rank's samples."""
@@ -63,6 +66,8 @@ class TrainSteps(Dataset[Samples | Packed | ConfigError]):
             return self._drawn(self.source, step)
         if self.packing is not None:
             return self.packing.pack(*self.share(step))
+        if self.regions is not None:
+            return self.regions.read(*self.share(step))
         return self.read(*self.share(step))
 
     def _drawn(self, stream: Stream, step: int) -> Samples | ConfigError:

@@ -6,18 +6,17 @@ filter (nvJPEG, float32): single ones differ by a level or two from the CPU's, s
 """
 
 import warnings
-from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mae.data import crops, jpeg
 from mae.data.batch import Samples
-from mae.data.decode import MAX_PIXELS, DamagedImage
+from mae.data.plain import Read, combined, plain_jpegs
+from mae.data.reading import Reading
 from mae.data.resample import resized
-from mae.data.sources import Source, file_of
+from mae.data.sources import Source
 from mae.errors import ConfigError
 from mae.keys import Data
 
@@ -34,63 +33,41 @@ class Packed(NamedTuple):
 class Packing:
     """What `TrainSteps.read` does, half of it on the device."""
 
-    def __init__(
-        self, source: Source, data: Data, size: tuple[int, int], read: Callable[[np.ndarray, np.ndarray], Samples | ConfigError]
-    ) -> None:
-        """`read(ids, keys)` reads samples the usual way."""
-        self.source, self.data, self.size, self.usual = source, data, size, read
+    def __init__(self, source: Source, data: Data, size: tuple[int, int], reading: Reading, usual: Read) -> None:
+        """`usual` reads samples one by one, whatever they are."""
+        self.source, self.data, self.size, self.reading, self.usual = source, data, size, reading, usual
 
     def pack(self, ids: np.ndarray, keys: np.ndarray) -> Packed | ConfigError:
         """The samples of those ids (B,) with keys (B,), both int64, before they are unpacked; or the error that says why not."""
-        files, places, sizes = [], [], []
-        for place, index in enumerate(ids.tolist()):
-            try:
-                content = file_of(self.source, index)
-            except DamagedImage:
-                continue
-            found = jpeg.plain(content, channels=self.data.channels, most=MAX_PIXELS) if content else None
-            if found is not None and content is not None:
-                files.append(np.frombuffer(content, np.uint8))
-                places.append(place)
-                sizes.append(found)
-        rest = np.setdiff1d(np.arange(len(ids)), places)
+        found = plain_jpegs(self.source, self.data, self.size, ids, keys, self.reading)
+        rest = np.setdiff1d(np.arange(len(ids)), found.places)
         others = self.usual(ids[rest], keys[rest]) if len(rest) else None
         if isinstance(others, ConfigError):
             return others
-        labels = np.full_like(ids, -1) if self.source.labels is None else self.source.labels[ids]
-        numbers = torch.from_numpy(np.stack([keys, labels, ids]))
-        if not files:
+        numbers = torch.from_numpy(found.numbers)
+        if not found.files:
             return Packed(torch.empty(0, dtype=torch.uint8), torch.empty(0, 7, dtype=torch.int64), numbers, others)
-        tall, wide = np.array(sizes).T
-        scale, own = (self.data.crop_scale[0], self.data.crop_scale[1]), keys[places]
-        boxes = crops.boxes(own, tall, wide, scale=scale, aspect=self.size[1] / self.size[0])
-        flips = crops.flips(own) if self.data.flip else np.zeros(len(own), bool)
-        table = np.column_stack([np.cumsum([len(f) for f in files]), places, boxes, flips])
-        return Packed(torch.from_numpy(np.concatenate(files)), torch.from_numpy(table), numbers, others)
+        table = np.column_stack([np.cumsum([len(file) for file in found.files]), found.places, found.boxes, found.flips])
+        return Packed(torch.from_numpy(np.frombuffer(b"".join(found.files), np.uint8).copy()), torch.from_numpy(table), numbers, others)
 
     def unpack(self, packed: Packed, device: torch.device) -> Samples:
         """The samples, images (B, C, h, w) uint8 on the device. Raises ConfigError where too much is damaged."""
         count = packed.numbers.shape[1]
         images = torch.empty(count, self.data.channels, *self.size, dtype=torch.uint8, device=device)
-        replaced, numbers, damage = np.zeros(count, bool), packed.numbers.clone(), []
         table = packed.table.tolist()
+        parts = [] if packed.others is None else [(np.setdiff1d(np.arange(count), [row[1] for row in table]), packed.others)]
         failed = []
         for image, (_, place, top, left, height, width, flip) in zip(self._decoded(packed, table, device), table, strict=True):
             if image is None:
                 failed.append(place)
             else:
                 images[place] = resized(image[:, top : top + height, left : left + width], bool(flip), self.size)
-        parts = [] if packed.others is None else [(np.setdiff1d(np.arange(count), [row[1] for row in table]), packed.others)]
         if failed:
-            again = self.usual(numbers[2][failed].numpy(), numbers[0][failed].numpy())
+            again = self.usual(packed.numbers[2][failed].numpy(), packed.numbers[0][failed].numpy())
             if isinstance(again, ConfigError):
                 raise again
             parts.append((np.array(failed), again))
-        for places, samples in parts:
-            images[places], numbers[:, places] = samples.images.to(device), samples.numbers
-            replaced[places] = samples.replaced
-            damage += samples.damage
-        return Samples(images, numbers, replaced, damage)
+        return combined(images, packed.numbers, parts)
 
     def _decoded(self, packed: Packed, table: list[list[int]], device: torch.device) -> list[Tensor | None]:
         """(C, H, W) uint8 on the device of every plain JPEG, None for what cannot be unpacked there."""

@@ -1,0 +1,99 @@
+"""Plain JPEGs, the files that are nearly all of most data sets: found with their crops drawn, before anything is unpacked.
+
+Two take their own way from there: mae.data.packed on a GPU, and `Regions` here, which unpacks only the crop. Everything else, and
+whatever these cannot unpack, is read the usual way, which knows what becomes of damaged images.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mae.data import crops, jpeg, region
+from mae.data.batch import Samples
+from mae.data.decode import MAX_PIXELS, DamagedImage
+from mae.data.reading import Reading
+from mae.data.resample import resized
+from mae.data.sources import Source, file_of
+from mae.errors import ConfigError
+from mae.keys import Data
+
+TOGETHER = 8  # files unpacked in one call: fewer cost more calls, more do not stay in the processor's cache
+
+Read = Callable[[np.ndarray, np.ndarray], Samples | ConfigError]  # of ids and keys
+
+
+class Plain(NamedTuple):
+    """The plain JPEGs of a batch."""
+
+    files: list[bytes]
+    places: np.ndarray  # (P,) int64: where in the batch
+    boxes: np.ndarray  # (P, 4) int64: top, left, height, width of the crops
+    flips: np.ndarray  # (P,) bool
+    numbers: np.ndarray  # (3, B) int64: keys, labels, ids of the whole batch
+
+
+def plain_jpegs(source: Source, data: Data, size: tuple[int, int], ids: np.ndarray, keys: np.ndarray, reading: Reading) -> Plain:
+    """Those among the samples with ids (B,) and keys (B,), both int64, for crops of `size` (h, w)."""
+    files, places, sizes = [], [], []
+    for place, index in enumerate(ids.tolist()):
+        reading.note(index)
+        try:
+            content = file_of(source, index)
+        except DamagedImage:
+            continue
+        found = jpeg.plain(content, channels=data.channels, most=MAX_PIXELS) if content else None
+        if found is not None and content is not None:
+            files.append(content)
+            places.append(place)
+            sizes.append(found)
+    reading.note(-1)
+    own, (tall, wide) = keys[places], np.array(sizes, np.int64).reshape(-1, 2).T
+    boxes = crops.boxes(own, tall, wide, scale=(data.crop_scale[0], data.crop_scale[1]), aspect=size[1] / size[0])
+    flips = crops.flips(own) if data.flip else np.zeros(len(own), bool)
+    labels = np.full_like(ids, -1) if source.labels is None else source.labels[ids]
+    return Plain(files, np.array(places, np.int64), boxes, flips, np.stack([keys, labels, ids]))
+
+
+def combined(images: Tensor, numbers: Tensor, parts: list[tuple[np.ndarray, Samples]]) -> Samples:
+    """Samples whose `images` (B, C, h, w) and `numbers` (3, B) lack `parts`, each at its places (P,) int64 in the batch."""
+    numbers, replaced, damage = numbers.clone(), np.zeros(len(images), bool), []
+    for places, samples in parts:
+        images[places], numbers[:, places] = samples.images.to(images.device), samples.numbers
+        replaced[places] = samples.replaced
+        damage += samples.damage
+    return Samples(images, numbers, replaced, damage)
+
+
+class Regions:
+    """What `TrainSteps.read` does, unpacking of plain JPEGs no more than their crops: the same pixels, to the bit, in less time."""
+
+    def __init__(self, source: Source, data: Data, size: tuple[int, int], reading: Reading, usual: Read) -> None:
+        """`usual` reads samples one by one, whatever they are."""
+        self.source, self.data, self.size, self.reading, self.usual = source, data, size, reading, usual
+        self.useful = True
+
+    def read(self, ids: np.ndarray, keys: np.ndarray) -> Samples | ConfigError:
+        """The samples of those ids (B,) with keys (B,), both int64; or the error that says why not."""
+        if not self.useful:
+            return self.usual(ids, keys)
+        found = plain_jpegs(self.source, self.data, self.size, ids, keys, self.reading)
+        self.useful = bool(found.files)  # what is not plain is read twice, which a folder of PNGs need not bear for long
+        images = torch.empty(len(ids), self.data.channels, *self.size, dtype=torch.uint8)
+        missing = set(range(len(ids)))
+        chosen = [i for i, file in enumerate(found.files) if region.suits(file, found.boxes[i])]
+        for some in (chosen[i : i + TOGETHER] for i in range(0, len(chosen), TOGETHER)):
+            cuts = region.decode([found.files[i] for i in some], found.boxes[some])
+            for place, flip, cut in zip(found.places[some].tolist(), found.flips[some].tolist(), cuts, strict=True):
+                if cut is not None:
+                    images[place] = resized(torch.from_numpy(cut).permute(2, 0, 1), flip, self.size)
+                    missing.remove(place)
+        if not missing:
+            return combined(images, torch.from_numpy(found.numbers), [])
+        rest = np.array(sorted(missing))
+        others = self.usual(ids[rest], keys[rest])
+        if isinstance(others, ConfigError) or len(rest) == len(ids):
+            return others
+        return combined(images, torch.from_numpy(found.numbers), [(rest, others)])

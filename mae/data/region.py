@@ -1,0 +1,87 @@
+"""Only the crop of a JPEG, not the whole of it: nvImageCodec's libjpeg-turbo, on the CPU, where it is installed (the extra `jpeg`).
+
+Rows and columns outside the crop are neither transformed nor coloured, and nothing below it is unpacked at all. Settings and so pixels
+are those of mae.data.jpeg, to the bit; what it cannot unpack is left to the caller.
+"""
+
+import contextlib
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from functools import lru_cache
+from importlib import import_module, util
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+NAME = "nvidia.nvimgcodec"
+CPU_ONLY = -99999  # nvImageCodec's NVIMGCODEC_DEVICE_CPU_ONLY, which Python does not name
+END = b"\xff\xd9"  # JPEG's marker of the end
+
+
+def available() -> bool:
+    """Whether nvImageCodec is installed."""
+    with contextlib.suppress(ModuleNotFoundError):  # there may be no package `nvidia` at all
+        return util.find_spec(NAME) is not None
+    return False
+
+
+def suits(file: bytes, box: np.ndarray) -> bool:
+    """Whether a plain JPEG and the box (4,) of its crop are for `decode`.
+
+    A file that was cut off is not: it could be sound in the crop alone, and damaged only in some epochs. Nor is a single column, where
+    libjpeg-turbo's interpolation of colours takes the crop's edge for the image's.
+    """
+    return file.endswith(END) and box[3] > 1
+
+
+def decode(files: list[bytes], boxes: np.ndarray) -> list[np.ndarray | None]:
+    """The crop (height, width, 3) uint8 of every plain JPEG, None where it cannot be unpacked; good until the next call.
+
+    `boxes` (B, 4) int64: top, left, height, width in pixels, inside the images.
+    """
+    loaded = _decoder()
+    if loaded is None:
+        return [None] * len(files)
+    codec, decoder, kept = loaded
+    regions = [codec.Region(top, left, top + height, left + width) for top, left, height, width in boxes.tolist()]
+    views = [codec.CodeStream(file).get_sub_code_stream(region=region) for file, region in zip(files, regions, strict=True)]
+    settings = codec.DecodeParams(apply_exif_orientation=False)
+    again = {"images": kept} if len(kept) == len(files) else {}  # memory that has been touched is faster
+    found = decoder.decode(views, params=settings, **again)
+    kept[:] = [] if any(image is None for image in found) else found
+    return [None if image is None else np.asarray(image) for image in found]
+
+
+@lru_cache(maxsize=1)
+def _decoder() -> tuple[Any, Any, list[Any]] | None:
+    """(module, decoder, its latest images) of this process, as its threads do not survive a fork; None where it cannot be loaded."""
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            for place in util.find_spec(NAME).submodule_search_locations:  # type: ignore[union-attr]
+                for file in (Path(place) / "extensions").glob("libjpeg_turbo_ext.*"):
+                    (Path(folder) / file.name).symlink_to(file)
+            # the other extensions complain of CUDA libraries that nobody needs; of damage we tell ourselves, by name
+            with _environment(NVIMGCODEC_EXTENSIONS_PATH=folder, PYNVIMGCODEC_VERBOSITY="0"):
+                codec = import_module(NAME)
+                backends = [codec.Backend(codec.BackendKind.CPU_ONLY)]
+                return codec, codec.Decoder(device_id=CPU_ONLY, max_num_cpu_threads=1, backends=backends), []
+    except Exception as error:  # a foreign library's
+        logging.getLogger("mae").warning("nvImageCodec cannot be used (%s): images are unpacked whole", error)
+        return None
+
+
+@contextlib.contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
