@@ -19,8 +19,8 @@ USAGE = """
 usage: mae ladder configs/data/digits.yaml [--quick] [section.key=value ...]
 
 Pretrains every method of configs/methods on the same data with the same encoder, settings and seeds 0, 1, 2: once for equally many images
-(equal epochs), once for as many training FLOPs as the MAE takes. Evaluates all alike and writes comparison-BUDGET.md
-and report-BUDGET/, a page to read. Again: goes on where it stopped. --quick: seed 0 and equal FLOPs only.
+(equal epochs), once for as many training FLOPs as the MAE takes. Evaluates all alike and writes comparison-BUDGET.md,
+anew after every seed, and report-BUDGET/, a page to read. Again: goes on where it stopped. --quick: seed 0 and equal FLOPs only.
 """
 SEEDS, BUDGETS = (0, 1, 2), ("flops", "epochs")
 REFERENCE = "mae"  # whose length and FLOPs are the budget
@@ -50,15 +50,16 @@ def _story(words: list[str]) -> None:
 
     costs = {name: _cost(cfg) for name, cfg in configs.items()}
     for budget in BUDGETS[:1] if quick else BUDGETS:
-        tables = []
-        for name in methods:
-            length = steps if budget == "epochs" or not costs[name] else max(round(steps * costs[REFERENCE] / costs[name]), 1)
-            runs = [folder / budget / f"{name}-s{seed}" for seed in (SEEDS[:1] if quick else SEEDS)]
-            for seed, run in enumerate(runs):
+        equal = budget == "epochs"
+        lengths = {n: steps if equal or not cost else max(round(steps * costs[REFERENCE] / cost), 1) for n, cost in costs.items()}
+        seeds = SEEDS[:1] if quick else SEEDS
+        for count, seed in enumerate(seeds, 1):  # a table of one seed is there long before that of all
+            for name, length in lengths.items():
+                run = folder / budget / f"{name}-s{seed}"
                 _train(run, [*words, f"configs/methods/{name}.yaml", f"train.steps={length}", f"train.seed={seed}"])
-            tables.append((name, runs, length))
-        _write(folder / f"comparison-{budget}.md", budget, tables, costs, base, quick)
-        done = [run for _, runs, _ in tables for run in runs if RunFolder(run).state() == "done"]
+            runs = {name: [RunFolder(folder / budget / f"{name}-s{s}") for s in seeds[:count]] for name in methods}
+            _write(folder / f"comparison-{budget}.md", budget, runs, lengths, costs, base)
+        done = [run.path for some in runs.values() for run in some if run.state() == "done"]
         if done:
             records = [compare.read(run, finished=True) for run in done]
             print("\n".join(map(str, compare.write(records, folder / f"report-{budget}", separate=False))))
@@ -88,14 +89,16 @@ def _train(run: Path, words: list[str]) -> None:
         raise ConfigError(f"{run} cannot be trained, the sentence above says why; mend that and run the same command to go on")
 
 
-def _write(file: Path, budget: str, tables: list[tuple[str, list[Path], int]], costs: dict[str, float], base: Config, quick: bool) -> None:
+def _write(
+    file: Path, budget: str, runs: dict[str, list[RunFolder]], lengths: dict[str, int], costs: dict[str, float], base: Config
+) -> None:
     rows, everything = [], []
-    for name, runs, length in tables:
-        done = [RunFolder(run) for run in runs if RunFolder(run).state() == "done"]
+    for name, some in runs.items():
+        done = [run for run in some if run.state() == "done"]
         entries = [e for run in done for e in json.loads(run.results.read_text())]
         everything += entries
         figures = [_held_out(run) for run in done]
-        images = length * base.train.batch_size if costs[name] else 0
+        images = lengths[name] * base.train.batch_size if costs[name] else 0
         notes = {
             "explained variance, %": comparison.mean_and_spread(
                 [100 * f["explained_variance_target"] for f in figures if f.get("loss") is not None]
@@ -108,7 +111,8 @@ def _write(file: Path, budget: str, tables: list[tuple[str, list[Path], int]], c
             Row(name, [e for e in entries if not e["encoder"]["name"].startswith("control:")], notes, ranked=bool(done) and not stuck)
         )
     rows += comparison.controls(everything)
-    seeds = "one seed" if quick else f"{len(SEEDS)} seeds, mean ± standard deviation over them"
+    count = max(map(len, runs.values()))
+    seeds = "one seed" if count == 1 else f"{count} seeds, mean ± standard deviation over them"
     n = next((e["metrics"].get("n_test") for e in everything), "?")
     what = "as many training FLOPs as the MAE" if budget == "flops" else "equally many images"
     caption = f"{base.data.name}, {what}, {seeds}; accuracy in %, test split, n = {n}; settings as for the MAE, not tuned for each method"
