@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from mae.training.tracking import mode
+
 MIRROR = """
 import os, signal, sys, time
 from pathlib import Path
@@ -33,6 +35,24 @@ began = time.monotonic()
 tracker.finish()
 print("finishing", time.monotonic() - began)
 """
+
+
+def test_a_key_is_one_for_the_server_that_is_configured_and_modes_have_their_old_names_too(tmp_path, monkeypatch):
+    for name in ("WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL", "WANDB_CONFIG_DIR", "NETRC"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert mode("auto") == "off"
+    (tmp_path / ".netrc").write_text("machine wandb.example.org:8080 login user password k")
+    assert mode("auto") == "off"  # that is no key of api.wandb.ai
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org:8080")
+    assert mode("auto") == "online"
+    monkeypatch.delenv("WANDB_BASE_URL")
+    (tmp_path / ".config/wandb").mkdir(parents=True)
+    (tmp_path / ".config/wandb/settings").write_text("[default]\nbase_url = https://wandb.example.org:8080\n")  # `wandb login --host`
+    assert mode("auto") == "online"
+    for said, meant in {"dryrun": "offline", "offline": "offline", "disabled": "off", "run": "online"}.items():
+        monkeypatch.setenv("WANDB_MODE", said)
+        assert (mode("auto"), mode("off")) == (meant, "off")
 
 
 @pytest.mark.parametrize("fault", ["SIGSTOP", pytest.param("SIGKILL", marks=pytest.mark.slow)])

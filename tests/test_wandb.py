@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image, ImageColor
 from torch import nn
 
 from mae import config
@@ -20,11 +21,18 @@ from mae.training.tracking import Tracker
 
 ROOT = Path(__file__).parents[1]
 SWEEP = ROOT / "configs" / "sweeps" / "learning_rate.yaml"
+WANDB = """
+import sys
+from wandb.cli.cli import cli  # both commands in one process, which takes a second to start
+cli(["sync", "--dry-run", sys.argv[1]], standalone_mode=False)
+cli(["leet", "inspect", "--json", sys.argv[1]])
+"""
+COLOURS = ["red", "lime", "blue"]
 TINY = ["encoder.embed_dim=32", "encoder.depth=1", "train.steps=4", "train.log_every=1", "evaluate.controls=false", "train.device=cpu"]
 
 
 def started(folder, times):
-    """The records of so many starts of one job in one folder, each of which sends one of everything."""
+    """The folders of so many starts of one job in one folder, each of which sends one of everything."""
     cfg = config.load(["track.wandb=offline", "track.project=digits", "track.group=together", "track.tags=[a]"])
     home = RunFolder(folder / "runs" / "x")
     home.encoder.mkdir(parents=True)
@@ -36,6 +44,11 @@ def started(folder, times):
         patch.setenv("WANDB_SILENT", "true")
         for _ in range(times):
             tracker = Tracker(cfg, folder, "pretrain", name="x", derived={"steps": 3})
+            for step, colour in enumerate(COLOURS):  # long before W&B, which takes a second to begin, looks at them
+                Image.new("RGB", (8, 8), colour).save(folder / "panel.png")
+                tracker.images("panel", [folder / "panel.png"], step=step)
+                (folder / "page.html").write_text(colour)
+                tracker.page("page", folder / "page.html")
             tracker.uses(lineage.data_set(cfg, open_splits(cfg.data)))
             tracker.log({"step": 1, "loss": 0.5})
             tracker.histograms({"gradients/blocks.0": (np.array([1, 2]), np.array([0.0, 0.5, 1.0]))}, step=2)
@@ -44,19 +57,27 @@ def started(folder, times):
             tracker.made(lineage.encoder("x", home))
             tracker.made(lineage.results(home))
             tracker.finish()
-    return [read_back(part) for part in (folder / "wandb").glob("offline-run-*")]
+    return sorted((folder / "wandb").glob("offline-run-*"))
 
 
 @pytest.fixture(scope="module")
-def records(tmp_path_factory):
+def part(tmp_path_factory):
     (found,) = started(tmp_path_factory.mktemp("wandb"), 1)
     return found
 
 
+@pytest.fixture(scope="module")
+def records(part):
+    return read_back(part)
+
+
 def read_back(folder):
-    shown = subprocess.run(
-        [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)], capture_output=True, text=True, timeout=120, check=True
-    )
+    """The records of an offline run by `wandb leet inspect`, after `wandb sync` has said that it would send it."""
+    words = [sys.executable, "-c", WANDB, str(folder)]
+    env = {name: value for name, value in os.environ.items() if name != "WANDB_SILENT"}
+    shown = subprocess.run(words, env=env, capture_output=True, text=True, timeout=120, check=True)
+    assert "Would sync 1 run(s)" in shown.stderr
+    assert folder.name in shown.stderr
     return [json.loads(line) for line in shown.stdout.splitlines()]
 
 
@@ -66,7 +87,7 @@ def of_kind(records, kind):
 
 @pytest.mark.slow
 def test_a_run_that_goes_on_is_the_same_run_and_reads_the_same_data(tmp_path):
-    first, second = started(tmp_path, 2)
+    first, second = map(read_back, started(tmp_path, 2))
     assert of_kind(first, "run")[0]["run_id"] == of_kind(second, "run")[0]["run_id"]
     for kind in ("dataset", "model"):
         a, b = (next(x["digest"] for x in of_kind(part, "artifact") if x["type"] == kind) for part in (first, second))
@@ -91,6 +112,15 @@ def test_histograms_predictions_and_alarms_arrive(records):
     for word in ("gradients/blocks.0", "histogram", "predictions", "table-file"):
         assert word in sent
     assert of_kind(records, "alert")[0]["title"] == "loss spike"
+
+
+def test_a_picture_and_a_page_are_those_of_their_step_though_the_next_ones_have_overwritten_the_files(part, records):
+    rows = [row["item"] for row in of_kind(records, "history")]
+    panels = [(row["step"], part / "files" / row["panel.filenames"][0]) for row in rows if "panel.filenames" in row]
+    assert [(step, Image.open(file).getpixel((0, 0))) for step, file in panels] == [
+        (step, ImageColor.getrgb(colour)) for step, colour in enumerate(COLOURS)
+    ]
+    assert [(part / "files" / row["page.path"]).read_text() for row in rows if "page.path" in row] == COLOURS
 
 
 def test_the_lineage_holds_data_encoder_and_results_and_no_image(records):

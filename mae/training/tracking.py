@@ -3,7 +3,9 @@
 All of it happens in a thread of its own, so that a server, a network or a W&B process that does not answer holds up nothing.
 """
 
+import configparser
 import contextlib
+import io
 import json
 import logging
 import netrc
@@ -16,8 +18,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import numpy as np
+from PIL import Image
 
 from mae.config import Config
 from mae.training.lineage import Artifact
@@ -33,6 +37,8 @@ INIT_TIMEOUT = float(os.environ.get("WANDB_INIT_TIMEOUT", 30))
 FINISH_TIMEOUT = float(os.environ.get("WANDB_FINISH_TIMEOUT", 300))
 WAITING = 10_000  # things to send that may pile up
 LAST_WORDS_SECONDS = 5  # for a W&B that was ended to notice it
+MODES = {"offline": "offline", "dryrun": "offline", "disabled": "off", "online": "online", "run": "online"}  # of WANDB_MODE, old names too
+PUBLIC = "https://api.wandb.ai"
 
 
 class Tracker:
@@ -78,8 +84,9 @@ class Tracker:
         self._do(lambda: self.run.log(dict(row)))
 
     def images(self, name: str, files: Sequence[Path], step: int) -> None:
-        """Mirrors pictures."""
-        self._do(lambda: self.run.log({name: [self.wandb.Image(str(f)) for f in files], "step": step}))
+        """Mirrors pictures as their files are now: the next ones may have overwritten them by the time that these are sent."""
+        if self.on and (contents := self._try(lambda: [file.read_bytes() for file in files])):
+            self._do(lambda: self.run.log({name: [self.wandb.Image(Image.open(io.BytesIO(c))) for c in contents], "step": step}))
 
     def results(self, entries: Sequence[Mapping[str, Any]]) -> None:
         """Mirrors evaluations: a table, and each figure of the encoder itself in the run's summary."""
@@ -108,8 +115,9 @@ class Tracker:
         self._do(send)
 
     def page(self, name: str, file: Path) -> None:
-        """Sends an HTML page."""
-        self._do(lambda: self.run.log({name: self.wandb.Html(file.read_text(encoding="utf-8"), inject=False)}))
+        """Sends an HTML page as its file is now."""
+        if self.on and (text := self._try(lambda: file.read_text(encoding="utf-8"))):
+            self._do(lambda: self.run.log({name: self.wandb.Html(text, inject=False)}))
 
     def made(self, artifact: Artifact) -> None:
         """Records what the job has made, with its files."""
@@ -212,14 +220,20 @@ def mode(wanted: str) -> str:
     """
     if wanted != "auto":
         return wanted
-    from_environment = {"offline": "offline", "disabled": "off", "online": "online"}.get(os.environ.get("WANDB_MODE", ""))
-    if from_environment:
-        return from_environment
+    from_environment = MODES.get(os.environ.get("WANDB_MODE", ""))
+    return from_environment or ("online" if os.environ.get("WANDB_API_KEY") or _logged_in() else "off")
+
+
+def _logged_in() -> bool:
+    """Whether `wandb login` has left a key for the server that is configured: a company's own, or that of the public."""
     try:
-        logged_in = "api.wandb.ai" in (netrc.netrc().hosts if (Path.home() / ".netrc").is_file() else {})
-    except (netrc.NetrcParseError, OSError):
-        logged_in = False
-    return "online" if os.environ.get("WANDB_API_KEY") or logged_in else "off"
+        kept = configparser.ConfigParser()
+        kept.read(Path(os.environ.get("WANDB_CONFIG_DIR") or "~/.config/wandb").expanduser() / "settings")
+        server = os.environ.get("WANDB_BASE_URL") or kept.get("default", "base_url", fallback=PUBLIC)
+        keys = Path(os.environ.get("NETRC") or "~/.netrc").expanduser()
+        return keys.is_file() and urlsplit(server).netloc in netrc.netrc(keys).hosts
+    except (configparser.Error, netrc.NetrcParseError, OSError, ValueError):
+        return False
 
 
 def _end_process() -> None:
