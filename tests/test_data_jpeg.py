@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mae.data import jpeg
+from mae.data.decode import DamagedImage, decode
 
 pytest.importorskip("simplejpeg")
 
@@ -59,3 +60,29 @@ def test_whatever_is_not_plain_is_left_to_pillow():
     others = [encoded(pixels, exif=turned), stream.getvalue(), b"", b"\xff\xd8\xff", plain[: len(plain) // 2], b"\x89PNG" + plain]
     assert all(jpeg.decode(other, channels=3, most=2400) is None for other in others)
     assert jpeg.decode(plain, channels=3, most=2399) is None
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data|Truncated File Read")
+def test_no_damaged_byte_of_a_header_raises_anything_but_damage():
+    turned = Image.Exif()
+    turned[jpeg.ORIENTATION] = 6
+    content = encoded(picture(1, 8, 12, 3), exif=turned, dpi=(72, 72))  # with a resolution, Pillow reads EXIF no earlier than we do
+    assert decode(content, channels=3, name="x").shape == (12, 8, 3)
+    shapes = set()
+    for place in range(content.index(b"\xff\xda")):
+        for flip in (0x01, 0x40, 0xFF):
+            damaged = content[:place] + bytes([content[place] ^ flip]) + content[place + 1 :]
+            try:
+                shapes.add(decode(damaged, channels=3, name="x").shape)
+            except DamagedImage:
+                continue
+    assert {(12, 8, 3), (8, 12, 3)} <= shapes  # turned still, and no more
+
+
+def test_orientation_is_found_behind_fill_bytes_and_rubbish():
+    turned = Image.Exif()
+    turned[jpeg.ORIENTATION] = 6
+    content = encoded(picture(1, 8, 12, 3), exif=turned)
+    exif = content.index(b"\xff\xe1")
+    for between in (b"\xff", b"\xff\xff\xff", b"\0", b"rubbish"):
+        assert decode(content[:exif] + between + content[exif:], channels=3, name="x").shape == (12, 8, 3)

@@ -20,7 +20,7 @@ except ImportError:  # no wheel for this platform: Pillow does it all
 ORIENTATION = 0x0112  # EXIF
 # EXIF's orientation in either byte order where it is not the one short number 1; XMP's, whatever it says
 TURNED = re.compile(rb"\x12\x01\x03\0(?!\x01\0\0\0\x01)|\x01\x12\0\x03(?!\0\0\0\x01\0\x01)|rientation")
-APP1, SCAN = 0xE1, 0xDA  # JPEG's markers: EXIF and XMP; the pixels
+APP1, SCAN = 0xE1, 0xDA  # JPEG's markers: of EXIF and XMP; of the pixels
 
 
 def decode(content: bytes, *, channels: int, most: int) -> np.ndarray | None:
@@ -45,18 +45,28 @@ def plain(content: bytes, *, channels: int, most: int) -> tuple[int, int] | None
     return (height, width) if height * width <= most and colours in fit and not _turned(content) else None
 
 
-def _turned(content: bytes) -> bool:
-    """Whether the image says that it is not upright; Pillow is asked only where it might."""
-    if not any(TURNED.search(note) for note in _notes(content)):
-        return False
-    return Image.open(io.BytesIO(content), formats=("JPEG",)).getexif().get(ORIENTATION, 1) in range(2, 9)
-
-
-def _notes(content: bytes) -> Iterator[bytes]:
-    """The EXIF and XMP segments before a JPEG's pixels."""
+def segments(content: bytes) -> Iterator[tuple[int, int, int]]:
+    """(marker, start, end) of each segment of a JPEG up to its (first) scan; nothing more where the next one is not at its place."""
     at = 2
-    while at + 4 <= len(content) and content[at] == 0xFF and content[at + 1] != SCAN:
-        end = at + 2 + int.from_bytes(content[at + 2 : at + 4])
-        if content[at + 1] == APP1:
-            yield content[at:end]
+    while content[at : at + 1] == b"\xff":
+        while content[at + 1 : at + 2] == b"\xff":  # fill bytes, as many as they like
+            at += 1
+        marker, end = content[at + 1 : at + 2], at + 2 + int.from_bytes(content[at + 2 : at + 4])
+        if end < at + 4 or end > len(content):
+            return
+        yield marker[0], at, end
+        if marker[0] == SCAN:
+            return
         at = end
+
+
+def _turned(content: bytes) -> bool:
+    """Whether the image says that it is not upright, or might say so; Pillow is asked only where it might."""
+    marker = None
+    for marker, start, end in segments(content):
+        if marker == APP1 and TURNED.search(content, start, end):
+            try:
+                return Image.open(io.BytesIO(content), formats=("JPEG",)).getexif().get(ORIENTATION, 1) in range(2, 9)
+            except Exception:  # a dozen kinds of damage
+                return True
+    return marker != SCAN
