@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from ranks import on_ranks, trained
+from torch.utils.flop_counter import FlopCounterMode
 
 import mae
 from mae import config
@@ -14,6 +15,7 @@ from mae.data.sources import open_splits
 from mae.errors import ConfigError
 from mae.evaluation import diagnosis
 from mae.methods.build import class_in
+from mae.training import flops
 
 NAMES = sorted(p.stem for p in (config.configs_folder() / "methods").glob("*.yaml"))
 LEARNING = [name for name in NAMES if name not in ("pca", "pixels", "untrained")]
@@ -95,6 +97,17 @@ def test_a_loss_depends_on_nothing_but_images_and_keys(name, images):
         torch.manual_seed(seed)
         losses.append(method(images, keys=keys).loss)
     assert torch.equal(*losses)
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_every_training_step_costs_what_is_counted(name):
+    method = mae.create(words(name)).train()
+    counted = flops.per_image(method, lambda m, x, keys: m(x, keys=keys), (1, 8, 8))
+    counter = FlopCounterMode(display=False)
+    for _ in range(2):  # the first may do what no other does
+        with counter:
+            method(torch.randn(8, 1, 8, 8), keys=torch.arange(8)).loss.backward()
+    assert counted == counter.get_total_flops() / 8
 
 
 def losses_of_all(rank, world):

@@ -88,6 +88,18 @@ def test_a_poisoned_step_leaves_weights_moments_average_and_buffers_as_they_were
     assert all(torch.isfinite(x).all() for x in seen[-1])
 
 
+@pytest.mark.parametrize(("codebook", "precision"), [("ema", "fp32"), ("gradient", "fp32"), ("ema", "fp16")])
+def test_a_codebook_starts_at_the_first_step_that_is_kept(codebook, precision):
+    words = ("method.name=vq_vae", f"method.codebook={codebook}", "train.steps=6")
+    splits, found = open_splits(config.load([]).data), []
+    images = torch.stack([torch.from_numpy(splits.train.read(i)).permute(2, 0, 1) for i in range(64)]) / 255
+    for poisoned in ((), (0,)):
+        _, _, method = steps(*words, poisoned=poisoned, precision=precision)
+        assert method.quantiser.started
+        found.append(method.eval().diagnose([(images, torch.arange(64))]).figures["perplexity"])
+    assert found[1] > 0.8 * found[0] > 5
+
+
 def test_one_too_many_in_a_row_ends_the_run_in_a_sentence():
     seen, _, method = steps("train.steps=9", "train.skip_updates=2", poisoned=(1, 3, 4, 5))
     assert "3 steps in a row from step 3 on" in str(seen[-1])

@@ -92,16 +92,18 @@ class Codebook(nn.Module):
         dead = self.shares < self.restart_below / self.size
         errors = (latents - self.vectors_of(quantised.indices)).square().sum(2)
         drawn = draw(latents, errors, keys, self.size)
+        dead &= drawn.isfinite().all(1)  # codes that are parameters are not taken back with a step that is not finite
         self.vectors.copy_(torch.where(dead[:, None], drawn, self.vectors))
         self.shares.copy_(torch.where(dead, self.fresh, self.shares))
 
     @torch.compiler.disable
     @torch.no_grad()
     def _start(self, latents: Tensor, keys: Tensor) -> None:
-        if not self.started:
+        if self.started:  # still so at the next step: a step that is taken back takes its start back
+            self._known_started = True
+        else:
             self.vectors.copy_(kmeans(latents, keys, self.size))
             self.started.fill_(True)
-        self._known_started = True
 
 
 class FSQ(nn.Module):

@@ -21,13 +21,19 @@ def per_image(
     *,
     device: torch.device | None = None,
 ) -> float:
-    """FLOPs of a training step for one image of shape (C, H, W), without the optimizer. Module and generators are left as they were."""
+    """FLOPs of a training step, not the first, for one image of shape (C, H, W), without the optimizer.
+
+    Module and generators are left as they were.
+    """
     module = copy.deepcopy(module).to(device).train()  # None: where it is
     device = next(module.parameters()).device
     images = torch.randn(BATCH, *shape, generator=torch.Generator().manual_seed(0)).to(device)
-    counter = FlopCounterMode(display=False)
-    with torch.random.fork_rng([device] if device.type == "cuda" else []), counter:
-        loss_of(module, images, torch.arange(BATCH, device=device)).loss.backward()
+    keys, counter = torch.arange(BATCH, device=device), FlopCounterMode(display=False)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with torch.no_grad():
+            loss_of(module, images, keys)  # uncounted: a first step may do what no other does, such as to start a codebook
+        with counter:
+            loss_of(module, images, keys).loss.backward()
     return counter.get_total_flops() / BATCH
 
 
