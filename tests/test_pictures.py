@@ -1,12 +1,15 @@
 """Pictures show what they say that they show."""
 
+from pathlib import Path
+
 import numpy as np
+import pytest
 import torch
 from interop_models import encoder_of, masked_autoencoder, untrained_run
 from PIL import Image
 
 import mae
-from mae.commands import pictures, reconstruct
+from mae.commands import pictures, pretrain, reconstruct
 from mae.evaluation import drawing, reconstruction_pictures
 from mae.interop import huggingface
 from mae.keys import Data
@@ -15,6 +18,10 @@ from mae.nets.vit import choose_attention
 from mae.reporting import curves
 
 WORDS = ["encoder.embed_dim=32", "encoder.depth=1", "train.device=cpu", "train.precision=fp32", "train.steps=1"]  # grey digits, 8 x 8
+
+
+def noise(count):
+    return np.random.default_rng(0).integers(0, 256, (count, 20, 30, 3), np.uint8)
 
 
 def test_attention_is_shared_out_evenly_where_queries_tell_nothing_apart_and_by_keys_where_they_do():
@@ -77,10 +84,26 @@ def test_a_run_is_drawn(tmp_path, capsys):
     assert len(capsys.readouterr().out.splitlines()) == len(drawn)
 
 
+CHEAP = ("sparse", "vae")  # the others, which have no picture that few images cannot fill, when there is time
+METHODS = [pytest.param(m, marks=() if m in CHEAP else pytest.mark.slow) for m in sorted(p.stem for p in Path("configs/methods").glob("*"))]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_three_images_of_which_one_is_held_out_are_enough_for_every_method(method, tmp_path, caplog):
+    for i, image in enumerate(noise(3)):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
+    words = [f"configs/methods/{method}.yaml", "configs/data/folder.yaml", f"data.path={tmp_path}", "data.image_size=32", "data.workers=0"]
+    words += ["encoder.patch_size=8", "encoder.num_heads=2", "train.batch_size=2", f"run.dir={tmp_path / 'run'}"]
+    words += ["evaluate.protocols=[spectrum,generation]", "evaluate.controls=false", *WORDS, "train.steps=2"]
+    assert pretrain.main([*words, *(["method.components=1"] if method == "pca" else [])]) == (2 if method == "pca" else 0)
+    assert "is not drawn" not in caplog.text
+    assert "is not written" not in caplog.text
+
+
 def test_reconstructions_of_given_images_by_a_run_and_by_a_whole_model_from_elsewhere(tmp_path, capsys):
     run = untrained_run(tmp_path / "run", WORDS)
-    for i in range(3):
-        Image.fromarray(np.random.default_rng(i).integers(0, 256, (20, 30, 3), np.uint8)).save(tmp_path / f"{i}.png")
+    for i, image in enumerate(noise(3)):
+        Image.fromarray(image).save(tmp_path / f"{i}.png")
     assert reconstruct.main([str(run), str(tmp_path / "0.png"), str(tmp_path / "1.png")]) == 0
     assert (run / "figures" / "reconstructions-given.png").is_file()
     (tmp_path / "theirs").mkdir()

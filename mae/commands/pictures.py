@@ -1,5 +1,7 @@
 """The pictures of a run: what its method makes of held-out images, what its encoder sees in them, how it learnt; and `mae pictures`."""
 
+import functools
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,9 @@ from mae import config as configuration
 from mae.commands import door, encoders
 from mae.config import Config
 from mae.data.sources import Splits, open_splits
-from mae.errors import ConfigError
+from mae.errors import ConfigError, Preempted
+
+log = logging.getLogger("mae")
 
 USAGE = """
 usage: mae pictures RUN [train.device=D]
@@ -24,7 +28,7 @@ Draws RUN/figures/ anew, and RUN/report.html with it, from held-out images:
   curves            loss, explained variance and probes over the run
 where the method has them. `mae reconstruct` takes other images and other encoders.
 """
-PICTURED = 8  # images in a row
+PICTURED, ATOMS = 8, 6  # images in a row; rows of a dictionary
 LOOKED_THROUGH = 512  # held-out images, for those that activate an atom and those whose codes are walked along
 
 
@@ -63,9 +67,11 @@ def _story(words: list[str]) -> None:
 
 
 def draw(method: Any, splits: Splits, config: Config, device: Any, folder: Path, *, training: bool = False) -> list[Path]:
-    """Every picture that the method and its encoder can make, as PNG files in the folder; while `training` only those that cost little."""
+    """Every picture that the method and its encoder can make, as PNG files in the folder; while `training` only those that cost little.
+
+    One that fails is logged and left out: what was trained is worth more than a picture.
+    """
     import torch
-    from PIL import Image
     from timm.models.vision_transformer import VisionTransformer
 
     from mae.evaluation import attention_pictures, generation, generation_pictures, neighbour_pictures, reconstruction_pictures
@@ -74,44 +80,60 @@ def draw(method: Any, splits: Splits, config: Config, device: Any, folder: Path,
     from mae.evaluation.subject import Subject
 
     held_out, subject = splits.validation, Subject(method, config, splits, device)
-    images, keys = next(subject.batches(at_most(held_out, PICTURED)))
     code = generation.code_of(method)
+
+    @functools.cache
+    def few() -> tuple[Any, Any]:
+        """Images (N, C, H, W), normalised, and their keys (N,)."""
+        return next(subject.batches(at_most(held_out, PICTURED)))
 
     def many() -> list[Any]:
         return list(subject.batches(at_most(held_out, LOOKED_THROUGH)))
 
     pictures: dict[str, Callable[[], Any]] = {}
     if hasattr(method, "reconstruct"):
-        pictures["reconstructions"] = lambda: reconstruction_pictures.draw(subject, images, keys)
+        pictures["reconstructions"] = lambda: reconstruction_pictures.draw(subject, *few())
     if hasattr(method, "sample") and getattr(method, "prior_steps", True):  # 0: a prior that is yet to be fitted
         pictures["samples"] = lambda: generation_pictures.samples(subject, {"prior": method.sample(36)})
-    if hasattr(method, "interpolate"):
-        pictures["interpolations"] = lambda: _interpolations(subject, images)
+    if hasattr(method, "interpolate") and len(held_out) > 1:
+        pictures["interpolations"] = lambda: _interpolations(subject, few()[0])
     if hasattr(method, "top_images"):
         pictures["atoms"] = lambda: _atoms(subject, many())
     if isinstance(method.encoder, VisionTransformer) and not encodes_itself(method) and not training:
-        pictures["attention"] = lambda: attention_pictures.draw(subject, images)
+        pictures["attention"] = lambda: attention_pictures.draw(subject, few()[0])
     if not training:
         pictures["neighbours"] = lambda: neighbour_pictures.draw(subject)
     if code is not None and not training:
         pictures["latent_walk"] = lambda: generation_pictures.walks(subject, torch.cat([code(part).float() for part, _ in many()]))
-    files = []
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, picture in pictures.items():
-        files.append(folder / f"{name}.png")
+    return [file for name, picture in pictures.items() if _drawn(file := folder / f"{name}.png", picture, subject)]
+
+
+def _drawn(file: Path, picture: Callable[[], Any], subject: Any) -> bool:
+    """Whether the picture could be drawn into the file, whole or not at all."""
+    from PIL import Image
+
+    from mae.evaluation.features import write_atomically
+
+    try:
         with subject.reading():
-            Image.fromarray(picture()).save(files[-1])
-    return files
+            write_atomically(file, functools.partial(Image.fromarray(picture()).save, format="PNG"))
+    except Preempted:
+        raise
+    except Exception as error:
+        log.warning("%s is not drawn: %s: %s", file, type(error).__name__, error)
+        return False
+    return True
 
 
 def curves(rows: Sequence[Any], run: Path) -> list[Path]:
     """figures/curves.png of the run, from its rows of metrics.jsonl; nothing where too little was logged."""
+    from mae.evaluation.features import write_atomically
     from mae.reporting import curves as reporting
 
     figure, file = reporting.figure(rows, run.resolve().name), run / "figures" / "curves.png"
     if figure is None:
         return []
-    figure.savefig(file)
+    write_atomically(file, functools.partial(figure.savefig, format="png"))
     return [file]
 
 
@@ -127,6 +149,7 @@ def _interpolations(subject: Any, images: Any) -> Any:
 def _atoms(subject: Any, batches: list[Any]) -> Any:
     from mae.evaluation import canvas, drawing
 
-    found = subject.model.top_images(batches, atoms=6, count=PICTURED)
+    model, held_out = subject.model, sum(len(images) for images, _ in batches)
+    found = model.top_images(batches, atoms=min(ATOMS, model.dictionary.units), count=min(PICTURED, held_out))
     rows = [(f"atom {int(a)}", canvas.colours(row, subject.config)) for a, row in zip(found.atoms, found.images, strict=True)]
     return drawing.image_rows(rows, caption="held-out images that most activate each atom", size=1.0)

@@ -24,6 +24,7 @@ VERSION = 1
 NEEDS_LABELS = False
 OF_MODEL = True
 FULL = 128  # numbers of a code up to which a component has a full covariance
+FEWEST = 4  # images: two in each half that a standard error is drawn from
 LARGEST = 1024  # beyond which no mixture is fitted
 
 
@@ -52,6 +53,8 @@ def evaluate(
         raise ConfigError(f"{type(model).__name__} draws no images: choose a method with a code and a decoder, such as method.name=vae")
     order = draw_order(len(train), seed, -5).numpy()
     count = min(images, len(test), len(validation) + len(train) // 3)
+    if count < FEWEST:
+        raise ConfigError(f"images to compare with, of the test split and held out, number {count}: generation takes at least {FEWEST}")
     spare = max(count - len(validation), 0)
     learnt, unseen = judge.part(train, order[spare:]), judge.part(train, order[:spare])
     seen_by = judge.appoint(subject, learnt, validation, steps=classifier_steps, batch_size=classifier_batch, seed=seed)

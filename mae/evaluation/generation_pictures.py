@@ -33,7 +33,8 @@ def code_space(subject: Subject, code: Any, images: Tensor) -> dict[str, np.ndar
     """Straight lines between the codes of test images (n, C, H, W), and what each of the most active numbers of the code changes."""
     with subject.reading():
         codes = torch.cat([code(some.to(subject.device)).float() for some in images[:1024].split(256)])
-        return {"interpolations": _lines(subject, codes, images), "latent-walk": walks(subject, codes)}
+        lines = {"interpolations": _lines(subject, codes, images)} if len(codes) > 1 else {}
+        return lines | {"latent-walk": walks(subject, codes)}
 
 
 def _lines(subject: Subject, codes: Tensor, images: Tensor) -> np.ndarray:

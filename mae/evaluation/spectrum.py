@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mae.errors import ConfigError
 from mae.evaluation.canvas import blank, rendered
 from mae.evaluation.jackknife import deviations
 from mae.evaluation.material import Material, Result, draw_order
@@ -21,6 +22,7 @@ from mae.methods.base import covariance_spectrum, entropy_rank
 VERSION = 1
 NEEDS_LABELS = False
 
+FEWEST = 4  # images: two in each half that a standard error is drawn from
 FIRST, LAST = 3, 100  # ranks that the power law is fitted to: the first ones are few and large, the last ones noise
 FLOOR = 1e-10  # of the largest eigenvalue: below it float32 features have only rounding
 TINY = 1e-300  # nothing at all passes for a variance
@@ -29,8 +31,11 @@ TINY = 1e-300  # nothing at all passes for a variance
 def evaluate(material: Material, *, images: int = 10000, draws: int = 5, seed: int = 0) -> Result:
     """`rankme`, `effective_rank`, `alpha` and its fit's `alpha_r2` on at most `images` test images, for every pool (`rankme_cls` ...).
 
-    Beside each stands `..._std`, its standard error over images, from `draws` halves of them. The picture `spectrum` is log-log.
+    Beside each stands `..._std`, its standard error over images, from `draws` halves of them. The picture `spectrum` is log-log. Raises
+    ConfigError for too few images.
     """
+    if len(material.testing("mean").x) < FEWEST:
+        raise ConfigError(f"{len(material.testing('mean').x)} test images vary in nearly no direction: give at least {FEWEST}")
     metrics: dict[str, float] = {}
     spectra = {}
     for pool in material.pools:
