@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, cast
 
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException, ValidationError
 
-from mae import checks
+from mae import checks, kinds
 from mae.checks import DURATIONS
 from mae.errors import ConfigError
 from mae.keys import FOLDER_OF, FREE, SECTIONS, Config, spelt
@@ -197,6 +197,11 @@ def _typed(merged: Mapping[str, Any]) -> Config:
     merged["encoder"] = {"from_" if k == "from" else k: v for k, v in merged["encoder"].items()}
     try:
         config = cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(dict(merged)))))
+    except ValidationError as error:
+        name = str(error.full_key).split("[")[0]  # data.mean[0] -> data.mean
+        section, _, key = name.partition(".")
+        declared = {spelt(f.name): f.type for f in fields(SECTIONS[section])}[key]
+        raise ConfigError(kinds.refusal(name, merged[section][key], declared, known[name])) from error
     except OmegaConfBaseException as error:
         where = getattr(error, "full_key", None) or "configuration"
         default = known.get(where)
@@ -222,16 +227,16 @@ def _check_type(name: str, value: Any, default: Any) -> None:
     else:
         fine = isinstance(value, type(default)) and not isinstance(value, bool)
     if not fine:
-        raise ConfigError(f"{name}: {value!r} has the wrong type: the default is {default!r}")
+        raise ConfigError(kinds.refusal(name, value, "auto" if default == "auto" else type(default), default))
 
 
 def _check_choice(name: str, value: Any, doc: str) -> None:
     head = doc.split(":")[0].split(";")[0]
     choices = [c.strip() for c in head.split("|")] if " | " in head else []
-    if not isinstance(value, str) or not choices or not all(re.fullmatch(r"[\w:]+", c) for c in choices):
+    if value is None or not choices or not all(re.fullmatch(r"[\w:]+", c) for c in choices):
         return
-    if value not in choices and name != "train.device":
-        raise ConfigError(f"{name} {value!r} is unknown{_did_you_mean(value, choices)}")
+    if kinds.shown(value) not in choices and name != "train.device":
+        raise ConfigError(f"{name} {kinds.shown(value)!r} is unknown{_did_you_mean(kinds.shown(value), choices)}")
 
 
 def _did_you_mean(word: str, known: Sequence[str], prefix: str = "") -> str:

@@ -25,9 +25,10 @@ POOLS = ("mean", "cls", "latent")
 class Encoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
     """The features of a trained encoder, which stays as it is: `fit` opens it, looks at one image and learns nothing.
 
-    Images are an array (N, H, W) or (N, H, W, C), uint8 or floats in [0, 1]; one row an image, (N, H * W * C) with `image_shape`, as
-    scikit-learn's own data sets are; paths of files; or the path of a folder, whose images are taken in the order of their names. They
-    are scaled to cover the encoder's images, centre-cropped, converted to its channels and normalised as it was trained.
+    Images are an array (N, H, W) or (N, H, W, C), uint8, uint16 (white is 65535) or floats in [0, 1]; one row an image, (N, H * W * C)
+    with `image_shape`, as scikit-learn's own data sets are; paths of files; or the path of a folder, whose images are taken in the order
+    of their names. They are scaled to cover the encoder's images, centre-cropped, converted to its channels and normalised as it was
+    trained.
     """
 
     def __init__(

@@ -1,5 +1,9 @@
 """Bad words are answered with one sentence and exit code 2, quickly, and nothing is made."""
 
+import os
+import re
+import signal
+import socket
 import subprocess
 import sys
 import time
@@ -36,9 +40,18 @@ BAD = {
     "method.mask_ratoi=.5": "did you mean method.mask_ratio?",
     "mask_ratio=.5": "did you mean method.mask_ratio?",
     "trian.steps=3": "did you mean train?",
-    "train.epochs=ten": "Float",
+    "train.epochs=ten": "train.epochs=ten is no number: the default is null",
+    "train.batch_size=abc": "train.batch_size=abc is no whole number: the default is 256",
+    "train.batch_size=2.5": "no whole number",
+    "train.compile=maybe": "train.compile=maybe is neither true nor false: the default is false",
+    "optim.betas=0.9": "optim.betas=0.9 is no list of numbers: the default is [0.9,0.95]",
+    "data.mean=[a]": "data.mean=[a] is no list of numbers",
+    "encoder.depth=four": "encoder.depth=four is no whole number: the default is null",
+    "run.dir=${HOME}": "Interpolation",
     "train.precision=bf17": "did you mean bf16?",
-    "method.mask_ratio=high": "wrong type",
+    "method.mask_ratio=high": "method.mask_ratio=high is no number: the default is 0.75",
+    "method.decoder_depth=two": "method.decoder_depth=two is neither auto nor a number: the default is auto",
+    "method.norm_pix=1": "choose one of auto, true, false",
     "method.mask_ratio=0.99": "hides all of the 16 patches",
     "method.mask_ratio=0": "hides none of the 16 patches",
     "encoder.patch_size=8": "a single patch has nothing to hide",
@@ -98,12 +111,26 @@ def test_the_command_exits_with_2_in_one_sentence_and_leaves_nothing(words, sent
     assert seconds < 5
 
 
+def test_ctrl_c_where_nothing_is_to_be_saved_is_answered_in_one_sentence(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        silent.settimeout(60)
+        url = f"http://127.0.0.1:{silent.getsockname()[1]}/list.txt"
+        words = ["data", "configs/data/shards.yaml", f"data.path={url}"]
+        env = {**os.environ, "PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(tmp_path)}
+        process = subprocess.Popen([sys.executable, "-m", "mae", *words], cwd=tmp_path, env=env, stderr=subprocess.PIPE, text=True)
+        with silent.accept()[0]:  # it asks, and waits for an answer
+            process.send_signal(signal.SIGINT)
+            error = process.communicate(timeout=60)[1]
+    assert (process.returncode, error) == (130, "mae: interrupted; nothing is half written: run the same command again\n")
+
+
 def test_help_needs_no_torch_and_lists_every_key(tmp_path):
     probe = "import sys; from mae.commands.pretrain import main; code = main(['--help']); assert 'torch' not in sys.modules; sys.exit(code)"
     done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     for name in config.all_keys({"method": {"name": "mae"}}):
         assert name.endswith(".name") or f"{name}=" in done.stdout
+    assert re.search(r"method.norm_pix=auto +choice +auto \| true \| false: ", done.stdout)
 
 
 def test_every_shipped_file_is_valid():

@@ -15,7 +15,8 @@ from mae.__main__ import TOOLS
 from mae.commands import export, features
 from mae.commands.pretraining import _method
 from mae.data.batch import normalise
-from mae.interop import onnx_file
+from mae.interop import onnx_file, timm_folder
+from mae.nets import classifier
 from mae.training.run import RunFolder
 
 WORDS = ["data.name=folder", "data.image_size=16", "data.workers=0", "data.mean=[0.5,0.4,0.3]", "data.std=[0.25,0.2,0.3]", "data.resize=1"]
@@ -120,13 +121,27 @@ def test_timm_opens_its_export_with_the_same_outputs(run, tmp_path):
         torch.testing.assert_close(theirs(images), mae.load(run).encode(images), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["run", "timm", "hf", "official/full.pth", "official/encoder.pth"])
+def finetuned_from(encoder, folder):
+    """As fine-tuning leaves an encoder, with its norm after the mean: a bare file as the authors' code writes it, our classifier/."""
+    config = mae.config.load(WORDS)
+    size, shape = config.image_size, config.encoder.overrides
+    model = classifier.finetuned(config.encoder.name, encoder, image_size=size, classes=3, drop_path=0.0, overrides=shape)
+    torch.nn.init.normal_(encoder.norm.weight)
+    model.fc_norm.load_state_dict(encoder.norm.state_dict())
+    torch.save({"model": model.state_dict(), "args": {"num_heads": 4}}, folder / "tuned.pth")
+    timm_folder.save(model, folder / "classifier", data=config.data, tag="tuned", classes=("a", "b", "c"))
+
+
+@pytest.mark.parametrize("kind", ["run", "timm", "hf", "official/full.pth", "official/encoder.pth", "tuned.pth", "classifier"])
 def test_pretraining_goes_on_from_every_kind_of_encoder(kind, run, tmp_path):
-    word = str(run)
-    if kind != "run":
+    word, given = str(run), mae.load(run)
+    if kind in ("tuned.pth", "classifier"):
+        finetuned_from(given.encoder, tmp_path)
+        word = str(tmp_path / kind)
+    elif kind != "run":
         assert export.main([word, "--format", kind.split("/")[0], f"--out={tmp_path / kind.split('/')[0]}"]) == 0
         word = str(tmp_path / kind)
-    given, method = mae.load(run), _method(mae.config.load([*WORDS, f"encoder.from={word}", "train.seed=1"])).eval()
+    method = _method(mae.config.load([*WORDS, f"encoder.from={word}", "train.seed=1"])).eval()
     images, noise = torch.randn(2, 3, 16, 16), torch.rand(2, 16)
     with torch.no_grad():
         torch.testing.assert_close(method.encode(images), given.encode(images), rtol=1e-5, atol=1e-5)

@@ -7,10 +7,11 @@ import random
 import pytest
 import torch
 from interop_models import encoder_of, masked_autoencoder
+from safetensors.torch import save_file
 
 from mae.errors import ConfigError
 from mae.interop import assemble, huggingface, official
-from mae.interop.load import open_encoder
+from mae.interop.load import MEAN, STD, open_encoder
 
 
 class Harmful:
@@ -92,6 +93,26 @@ def test_wrong_words_and_folders_are_refused_within_seconds(tmp_path, monkeypatc
     ):
         with pytest.raises(ConfigError, match=answer):
             open_encoder(word)
+
+
+HEADS = {"num_heads": 4}
+ARGUMENTS = (
+    ({"image_size": 32, "mean": 0.5, "std": [0.2, 0.3, 0.1]}, {"image_size": (32, 32), "mean": (0.5,) * 3, "std": (0.2, 0.3, 0.1)}),
+    ({"image_size": "32", "mean": [], "std": [0.0] * 3, "mask_ratio": 75, "norm_pix_loss": "yes", "layer_norm_eps": None}, {}),
+    ({"image_size": [32, 32, 3], "mean": {"red": 0.5}, "std": float("nan"), "decoder_num_heads": [2]}, {}),
+)
+
+
+@pytest.mark.parametrize(("arguments", "read"), ARGUMENTS)
+def test_what_a_training_says_beside_the_weights_is_read_where_it_is_of_the_right_kind(arguments, read, tmp_path):
+    torch.save({"model": encoder_of().state_dict(), "args": HEADS | arguments}, tmp_path / "x.pth")
+    texts = {name: value if isinstance(value, str) else json.dumps(value) for name, value in (HEADS | arguments).items()}
+    save_file(encoder_of().state_dict(), tmp_path / "x.safetensors", texts)  # whose metadata are texts: "32" is a number there
+    for file in ("x.pth", "x.safetensors"):
+        opened = open_encoder(str(tmp_path / file))
+        assert opened.overrides["num_heads"] == 4
+        for name, usual in (("image_size", (32, 32)), ("mean", MEAN), ("std", STD)):
+            assert getattr(opened, name) == read.get(name, usual)
 
 
 @pytest.mark.parametrize("layout", [official, huggingface])

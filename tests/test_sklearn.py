@@ -61,8 +61,10 @@ def test_every_way_to_give_images_gives_the_features_of_the_encoder(run, tmp_pat
     for i, image in enumerate(images):
         Image.fromarray(image).save(tmp_path / f"{i}.png")
     paths = [tmp_path / f"{i}.png" for i in range(5)]
-    encoder = Encoder(run, batch_size=2)
-    ways = (images, images[..., None], np.repeat(images[..., None], 3, axis=3), images / 255, paths, np.array(paths, str), str(tmp_path))
+    encoder = mae.sklearn.Encoder(run, batch_size=2)
+    deep = images.astype(np.uint16) * 257  # 255 -> 65535: the type says what white is
+    ways = (images, images[..., None], np.repeat(images[..., None], 3, axis=3), images / 255, images.tolist(), deep)
+    ways += (paths, np.array(paths, str), str(tmp_path))
     for given in ways:
         np.testing.assert_allclose(encoder.fit_transform(given), expected(run, images), rtol=1e-4, atol=1e-5)
     rows = Encoder(run, image_shape=(8, 8)).fit(images.reshape(5, 64))
@@ -92,6 +94,7 @@ def test_it_works_in_a_pipeline_a_search_a_clone_and_a_pickle(run):
         (np.zeros((2, 64)), r"say image_shape=\(H, W\)"),
         (np.zeros((2, 8, 8, 2), np.uint8), "have 2 channels, and the encoder takes 1"),
         (np.full((2, 8, 8), 16.0), "from 16 to 16 are not from 0 to 1"),
+        (np.full((2, 8, 8), 256), "pixels of int64 from 256 to 256 are not from 0 to 255"),
         (np.full((2, 8, 8), np.nan), "are not from 0 to 1"),
         (np.zeros((0, 8, 8)), "are none"),
         (["nowhere.png"], "there is no image .*nowhere.png"),

@@ -9,8 +9,9 @@ from collections.abc import Callable, Sequence
 from mae.errors import CannotSave, ConfigError, LossSpike, LostContact, NonFiniteLoss, Preempted, ReplicasDiffer
 from mae.keys import public
 
-# Exit codes: 0 done, 2 bad configuration or input, 75 stopped by a signal after saving (EX_TEMPFAIL: run it again), 1 else.
-DONE, FAILED, BAD_INPUT, STOPPED = 0, 1, 2, 75
+# Exit codes: 0 done, 2 bad configuration or input, 75 stopped by a signal after saving (EX_TEMPFAIL: run it again), 130 by Ctrl-C where
+# there is nothing to save (128 + SIGINT, as shells say it), 1 else.
+DONE, FAILED, BAD_INPUT, STOPPED, INTERRUPTED = 0, 1, 2, 75, 130
 
 
 def enter(
@@ -53,6 +54,8 @@ def enter(
     except (NonFiniteLoss, LossSpike, ReplicasDiffer, LostContact, CannotSave) as error:
         code, message = FAILED, str(error)
         first = first or isinstance(error, LostContact)  # who is cut off is heard by nobody else
+    except KeyboardInterrupt:  # before or after training, which saves (mae.training.signals)
+        code, message = INTERRUPTED, "interrupted; nothing is half written: run the same command again"
     if first:
         print(f"mae: {message}", file=sys.stderr)
     return code

@@ -11,6 +11,7 @@ from typing import Any, get_args
 
 from mae import config
 from mae.keys import FREE, SECTIONS, spelt
+from mae.kinds import shown
 
 DOORS = r"\b(pretrain|finetune|linear_probe)\.py\b"
 KEYS, TYPES = 40, 9  # widths of the columns
@@ -35,7 +36,7 @@ def page(usage: str, words: Sequence[str], protocol: str | None, *, of_encoder: 
         values, types = chosen.as_dict()[section], _types(section)
         lines += ["", _bold(section + (f" ({name})" if name else ""))]
         for key, doc in config.docs(section, name).items():
-            lines.append(_line(f"{section}.{key}={_show(values.get(key))}", _type(types.get(key), values.get(key), doc), doc))
+            lines.append(_line(f"{section}.{key}={shown(values.get(key))}", _type(types.get(key), values.get(key), doc), doc))
     return "\n".join(lines)
 
 
@@ -81,9 +82,3 @@ def _line(key: str, kind: str, doc: str) -> str:
 
 def _bold(heading: str) -> str:
     return f"\033[1m{heading}\033[0m" if sys.stdout.isatty() and "NO_COLOR" not in os.environ else heading
-
-
-def _show(value: object) -> str:
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    return f"[{','.join(map(str, value))}]" if isinstance(value, list) else str(value)

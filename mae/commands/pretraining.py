@@ -1,9 +1,10 @@
 """Pretraining as a job: a method learns from images alone, and is measured when it is done."""
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from mae import api
 from mae.commands import closing, job
@@ -70,7 +71,7 @@ def _method(config: Config) -> Autoencoder:
         given = named if is_whole(named) and is_whole(method) else Autoencoder(named.encoder)
         try:
             resize(given, image_size=config.image_size, channels=config.data.channels)
-            method.encoder.load_state_dict(given.encoder.state_dict())
+            method.encoder.load_state_dict(_fitted(given.encoder.state_dict(), method.encoder.state_dict(), config.encoder.from_))
         except RuntimeError as error:
             what = str(error).splitlines()[-1].strip()
             raise ConfigError(f"encoder.from={config.encoder.from_} does not fit the encoder that is configured: {what}") from error
@@ -80,6 +81,15 @@ def _method(config: Config) -> Autoencoder:
             rest = ", and its decoder"
         log.info("starting as %s: the encoder%s", config.encoder.from_, rest)
     return method
+
+
+def _fitted(weights: dict[str, Tensor], own: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
+    """The weights of an encoder that was fine-tuned on its mean, with the norm that it has after the mean where the method has its own."""
+    moved = {key: key.replace("fc_norm.", "norm.", 1) for key in weights if key.startswith("fc_norm.") and key not in own}
+    if not moved or not set(moved.values()) <= own.keys() - weights.keys():
+        return weights
+    log.info("%s was fine-tuned on the mean of its tokens: the norm after that mean becomes the norm of the tokens", name)
+    return {moved.get(key, key): x for key, x in weights.items()}
 
 
 def _alike(model: MAE) -> tuple[Any, ...]:

@@ -49,8 +49,8 @@ class Arrays:
 def source_of(images: Any, channels: int, shape: Sequence[int] | None = None) -> Source:
     """The source of images (N, H, W) or (N, H, W, C), of rows (N, H * W * C) with their `shape` (H, W) or (H, W, C), of paths, of a folder.
 
-    Whole numbers are taken as 0 to 255, others as 0 to 1. They are read with as many `channels` where they are grey or colour. Raises
-    ConfigError for anything else.
+    The type of the numbers says what white is: 65535 of uint16, 255 of uint8 and of any other whole numbers, 1 of floats and booleans.
+    They are read with as many `channels` where they are grey or colour. Raises ConfigError for anything else.
     """
     if isinstance(images, str | os.PathLike):
         return _files([Path(images)], channels)
@@ -78,7 +78,9 @@ def _shape(width: int, shape: Sequence[int] | None) -> tuple[int, ...]:
 def _pixels(array: np.ndarray) -> np.ndarray:
     """uint8, or float32 in [0, 1]."""
     if array.dtype.kind not in "biuf":
-        raise ConfigError(f"images of {array.dtype} are none: give uint8, or floats in [0, 1]")
+        raise ConfigError(f"images of {array.dtype} are none: give uint8, uint16, or floats in [0, 1]")
+    if array.dtype == np.uint16:
+        return array.astype(np.float32) / np.float32(65535)
     lowest, highest = array.min(), array.max()
     white = 1 if array.dtype.kind in "bf" else 255
     if not (lowest >= 0 and highest <= white):

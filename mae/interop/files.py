@@ -82,9 +82,18 @@ def looks_like(tensors: Mapping[str, Any]) -> str:
 def _safetensors(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(file, "pt") as opened:
-            return {name: opened.get_tensor(name) for name in opened.keys()}, dict(opened.metadata() or {})  # noqa: SIM118
+            facts = {name: _from_text(text) for name, text in (opened.metadata() or {}).items()}
+            return {name: opened.get_tensor(name) for name in opened.keys()}, facts  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ConfigError(f"{file} is no safetensors file, or a damaged one ({_short(error)}): fetch it again") from error
+
+
+def _from_text(text: str) -> Any:
+    """A value of safetensors' metadata, which are all texts: "12", "[0.5, 0.5]"."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def _pickle(file: Path) -> tuple[Any, dict[str, Any]]:

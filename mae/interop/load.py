@@ -8,7 +8,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from mae.errors import ConfigError
-from mae.interop import architecture, assemble, files, hub, huggingface, official, timm_models
+from mae.interop import architecture, arguments, assemble, files, hub, huggingface, official, timm_models
 from mae.keys import Data
 from mae.methods.base import Autoencoder
 
@@ -95,23 +95,10 @@ def _of_file(file: Path) -> Opened:
     tensors, facts = files.read(file)
     if huggingface.is_one(tensors):
         return _of_weights(huggingface.to_ours(tensors, str(file)), str(file), file.stem, "hf", MEAN, STD)
-    known = {key: value for key, value in _said(facts).items() if value is not None}
     kind = "official" if official.is_one(tensors) else "timm"
-    return _of_weights(official.to_ours(tensors, str(file)), str(file), file.stem, kind, **{"mean": MEAN, "std": STD, **known})
-
-
-def _said(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What the arguments of a training say that the weights do not: those of the MAE authors' code, and those that we write."""
-    return {
-        "heads": facts.get("num_heads"),
-        "decoder_heads": facts.get("decoder_num_heads"),
-        "image_size": tuple(facts["image_size"]) if "image_size" in facts else None,
-        "norm_pix": facts.get("norm_pix_loss"),
-        "mask_ratio": facts.get("mask_ratio"),
-        "eps": facts.get("layer_norm_eps"),
-        "mean": facts.get("mean"),
-        "std": facts.get("std"),
-    }
+    return _of_weights(
+        official.to_ours(tensors, str(file)), str(file), file.stem, kind, **{"mean": MEAN, "std": STD, **arguments.said(facts)}
+    )
 
 
 def _of_weights(
@@ -124,11 +111,11 @@ def _of_weights(
     *,
     heads: int | None = None,
     image_size: tuple[int, int] | None = None,
-    **arguments: Any,
+    **others: Any,
 ) -> Opened:
     encoder = {key.removeprefix("encoder."): x for key, x in ours.items() if key.startswith("encoder.")}
     found = architecture.infer(encoder, what=what, heads=heads, image_size=image_size)
-    model = assemble.autoencoder(ours, found, what=what, **arguments)
+    model = assemble.autoencoder(ours, found, what=what, **others)
     mean, std = (_a_channel(x, found.channels) for x in (mean, std))
     return Opened(model, name, found.name, found.overrides, found.image_size, found.channels, mean, std, kind)
 
