@@ -1,5 +1,6 @@
 """What every method of configs/methods promises: found by its files, schema = constructor, learns bare on digits, nothing left over."""
 
+import copy
 import importlib
 import inspect
 import math
@@ -13,7 +14,7 @@ import mae
 from mae import config
 from mae.data.sources import open_splits
 from mae.errors import ConfigError
-from mae.evaluation import diagnosis
+from mae.evaluation import diagnosis, reconstruction
 from mae.methods.build import class_in
 from mae.training import flops
 
@@ -99,7 +100,7 @@ def test_a_loss_depends_on_nothing_but_images_and_keys(name, images):
     assert torch.equal(*losses)
 
 
-@pytest.mark.parametrize("name", LEARNING)
+@pytest.mark.parametrize("name", [n if n == "vq_vae" else pytest.param(n, marks=pytest.mark.slow) for n in LEARNING])
 def test_every_training_step_costs_what_is_counted(name):
     method = mae.create(words(name)).train()
     counted = flops.per_image(method, lambda m, x, keys: m(x, keys=keys), (1, 8, 8))
@@ -108,6 +109,45 @@ def test_every_training_step_costs_what_is_counted(name):
         with counter:
             method(torch.randn(8, 1, 8, 8), keys=torch.arange(8)).loss.backward()
     assert counted == counter.get_total_flops() / 8
+
+
+@pytest.mark.parametrize("name", LEARNING)
+def test_a_batch_twice_has_the_loss_of_the_batch_once(name, images):
+    method, keys = mae.create(words(name)).train(), torch.arange(16)
+    method(images[:16], keys=keys)  # what starts with the first batch has started
+    once, twice = (copy.deepcopy(method)(images[:16].repeat(n, 1, 1, 1), keys=keys.repeat(n)).loss for n in (1, 2))
+    torch.testing.assert_close(once, twice, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LEARNING)
+def test_a_compiled_step_is_one_graph_and_trains_alike(name, images):
+    torch.compiler.reset()
+    keys, losses = torch.arange(16), []
+    for compiled in (False, True):
+        method = mae.create(words(name)).train()
+        trained(method, images[:16], keys, 0, 1, 2, 1e-4)  # the start of a codebook is no part of the graph
+        step = torch.compile(method, backend="aot_eager", fullgraph=True) if compiled else method
+        losses.append(trained(step, images[:16], keys, 0, 1, 3, 1e-4)[0])
+    torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-5)
+
+
+def losses_compiled(rank, world):
+    generator = torch.Generator().manual_seed(0)
+    images, found = torch.randn(32, 1, 8, 8, generator=generator), {}
+    for name in ("vae", "sparse", "vq_vae"):  # those that look at the global batch
+        method = mae.create(words(name)).train()
+        if world > 1:
+            method.compile(backend="aot_eager")
+        found[name] = trained(method, images, torch.arange(32), rank, world, 3, 1e-4)[0]
+    return found
+
+
+@pytest.mark.slow
+def test_two_compiled_ranks_lose_what_one_does(tmp_path):
+    first, second = on_ranks(losses_compiled, tmp_path, 2)
+    for name, losses in losses_compiled(0, 1).items():
+        torch.testing.assert_close((first[name] + second[name]) / 2, losses, rtol=1e-4, atol=1e-5, msg=name)
 
 
 def losses_of_all(rank, world):
@@ -156,11 +196,24 @@ def test_collapsed_features_are_told():
     assert any("features have collapsed" in s for s in found.sentences)
 
 
+def test_remembering_is_told(monkeypatch):
+    cfg, found = config.load(words("mae")), []
+    for gap in (0.2, 0.3):
+        report = reconstruction.Report({"generalisation_gap": gap, "explained_variance_target": 0.5}, "", learning=True)
+        monkeypatch.setattr(diagnosis.reconstruction, "held_out", lambda *_, report=report, **__: report)
+        found.append(diagnosis.diagnose(mae.create(words("mae")), open_splits(cfg.data), cfg, device="cpu", limit=16).sentences)
+    assert found[0] == []
+    assert "remembers rather than generalises: 80% of the variance explained on training images, 50% on held-out ones" in found[1][0]
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [
         (["configs/methods/ae.yaml", "method.bottleneck_size=100"], "no bottleneck"),
+        (["configs/methods/ae.yaml", "encoder.embed_dim=16", "encoder.num_heads=2"], "encoder is 16 wide"),
         (["configs/methods/ae.yaml", "method.loss=bce"], "set mean to 0 and std to 1"),
+        (["configs/methods/mae.yaml", "method.decoder_depth=-1"], "must not be below 0"),
+        (["configs/methods/ae.yaml", "method.decoder_heads=0"], "leave them at auto"),
         (["configs/methods/pca.yaml", "method.components=65"], "from 1 to the 64 values"),
         (["configs/methods/pixels.yaml", "method.side=0"], "leaves no pixel"),
         (["configs/methods/crossmae.yaml", "encoder.name=conv"], "choose a ViT"),

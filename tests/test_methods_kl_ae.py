@@ -99,18 +99,13 @@ def test_on_the_digits_a_place_keeps_a_quarter_of_its_patch():
     assert kl_ae("encoder.patch_size=4", base=[]).bottleneck.size == 4
 
 
-@pytest.mark.slow
-def test_it_compiles_to_one_graph():
-    method, (images, keys) = kl_ae(*VIT), inputs()
-    compiled = torch.compile(kl_ae(*VIT), backend="aot_eager", fullgraph=True)
-    torch.testing.assert_close(compiled(images, keys=keys).loss, method(images, keys=keys).loss)
-
-
 @pytest.mark.parametrize(
     ("words", "answer"),
     [
         (["method.latent_channels=48"], "no bottleneck"),
         (["method.latent_channels=0"], "no bottleneck"),
+        (["method.latent_channels=33"], "choose 1 to 32"),
+        (["method.decoder_depth=-1"], "below 0"),
         (["method.kl_weight=-1e-6"], "below 0"),
         (["method.loss=mse"], "unknown"),
         (["data.channels=1", "data.mean=[0]", "data.std=[1]", "encoder.patch_size=1"], "encoder.patch_size"),

@@ -76,3 +76,11 @@ def test_the_linear_autoencoder_finds_the_principal_subspace():
 def test_too_few_images_are_refused():
     with pytest.raises(ConfigError, match="needs more training images"):
         fitted(digits()[:10], 32, 10)
+
+
+def test_components_without_variance_are_told():
+    method = mae.create(["configs/methods/pca.yaml", "method.components=4"])
+    method.variances.copy_(torch.tensor([3.0, 1.0, 0.0, 0.0]))
+    assert method.diagnose([]).alarms == ["only 2 of 4 components vary: lower method.components"]
+    method.variances.fill_(1.0)
+    assert method.diagnose([]).alarms == []

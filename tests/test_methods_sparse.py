@@ -81,7 +81,7 @@ def test_the_divergence_from_rho_is_torchs_and_pulls_every_unit_towards_rho():
     assert slope[1] == pytest.approx(0, abs=1e-5)
 
     method, (images, keys) = small("method.kind=kl").eval(), inputs()
-    means = method.latent(images).mean((0, 1))
+    means = method.latent(images).mean((0, 1)).clamp(1e-6, 1 - 1e-6)
     without = small("method.kind=kl", "method.beta=0").eval()
     torch.testing.assert_close(
         method(images, keys=keys).loss - without(images, keys=keys).loss, 3 * 16 * divergence(0.05, means).sum(), rtol=1e-4, atol=1e-2
@@ -129,6 +129,8 @@ def test_the_loss_falls_and_every_parameter_learns(kind, dtype, frozen):
     assert losses[-1] < 0.8 * losses[0]
     missing = [n for n, p in method.named_parameters() if p.requires_grad and p.grad is None]
     assert missing == []
+    if kind == "kl":  # near rho on the mean, and not at every token
+        assert method.diagnose([(images, keys)]).figures["hoyer"] > 0.5
     if frozen == "true":
         assert all(torch.equal(*pair) for pair in zip(encoder, method.encoder.parameters(), strict=True))
 
@@ -189,6 +191,11 @@ def test_alarms_say_what_is_wrong():
     assert figures["l0"] == 0
     assert any("100% of the 256 units are dead" in alarm for alarm in alarms)
     assert any("explains" in alarm for alarm in alarms)
+    method = small("method.kind=kl")
+    with torch.no_grad():
+        method.dictionary.rows.zero_()
+    dull = method.diagnose([(images, keys)]).alarms
+    assert [text in " ".join(dull) for text in ("not sparse", "100% of the 256 units are dead")] == [True, True]
 
 
 def test_the_images_that_activate_an_atom_most_come_first():
@@ -212,6 +219,8 @@ def test_the_images_that_activate_an_atom_most_come_first():
     [
         ("method.k=257", "1 to the 256 units"),
         ("method.k=0", "1 to the 256 units"),
+        ("method.k=4.5", "k 4.5 is no whole number"),
+        ("method.expansion=1.5", "expansion 1.5 is no whole number"),
         ("method.k_aux=1000", "raise method.expansion"),
         ("method.kind=lasso", "topk, l1, kl"),
         ("method.expansion=0", "choose more"),

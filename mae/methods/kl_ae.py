@@ -57,7 +57,7 @@ class KLAE(Autoencoder):
             raise ConfigError(f"method.loss {loss} is unknown: choose one of {', '.join(LOSSES)}")
         if kl_weight < 0:
             raise ConfigError(f"method.kl_weight {kl_weight} is below 0: choose 0 or more")
-        channels = _channels(vit.patch_values(encoder), latent_channels)
+        channels = _channels(vit.patch_values(encoder), encoder.embed_dim, latent_channels)
         self.error, self.kl_weight = LOSSES[loss], kl_weight
         self.grid = encoder.patch_embed.grid_size
         self.bottleneck = Bottleneck(encoder, kind="token", size=channels, width=encoder.embed_dim, moments=2)
@@ -149,10 +149,11 @@ def _moments(codes: Iterable[Tensor]) -> Tensor:
     return total / count
 
 
-def _channels(values: int, wanted: int | str) -> int:
-    """The channels of a code whose place stands for a patch of so many values."""
+def _channels(values: int, width: int, wanted: int | str) -> int:
+    """The channels of a code whose place stands for a patch of so many values and is read from a token of this width."""
     channels = min(4, max(1, values // 4)) if wanted == "auto" else int(wanted)
-    if not 0 < channels < values:
-        way_out = f"choose 1 to {values - 1}" if values > 1 else "raise encoder.patch_size"
-        raise ConfigError(f"method.latent_channels {channels} is no bottleneck where a patch has {values} values: {way_out}")
+    if not 0 < channels < values or channels > width:
+        way_out = f"choose 1 to {min(values - 1, width)}" if values > 1 else "raise encoder.patch_size"
+        facts = f"a patch has {values} values and the encoder is {width} wide"
+        raise ConfigError(f"method.latent_channels {channels} is no bottleneck where {facts}: {way_out}")
     return channels

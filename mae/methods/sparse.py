@@ -3,18 +3,20 @@
     loss = sum (target - decode(dictionary(code)))^2 + the price of the code        (sums over an image, mean over the batch)
 
 `topk` keeps the k largest activations and lets units that are dead explain what is missing: Gao et al., arXiv:2406.04093, sections 2.3
-and A.2. `l1` charges for sum |code|. `kl` keeps the mean activation of every unit near rho: Ng's CS294A notes (2011). Atoms have unit
-norm, since the code would otherwise shrink and its atoms grow.
+and A.2. `l1` charges for sum |code|. `kl` keeps the mean activation of every unit near rho: Ng's CS294A notes (2011). A mean near rho is a
+sparse code only where a unit is nearly on or off, which is why `kl` starts with long rows. Atoms have unit norm, since the code would
+otherwise shrink and its atoms grow.
 
 Around an encoder that learns, the target is the image. Around a frozen one it is the encoder's own tokens, standardised: then the atoms
 say what the encoder has learnt.
 """
 
 from collections.abc import Callable
+from statistics import NormalDist
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mae.errors import ConfigError
 from mae.methods import losses
@@ -27,6 +29,8 @@ from mae.nets.standardise import Standardise
 from mae.nets.statistics import global_mean, ranks
 
 KINDS = ("topk", "l1", "kl")
+GAIN = 4.0  # kl: length of the rows at the start; at 1 all activations stay near rho, and the decoder reads their small differences
+LOGISTIC = 2.9  # variance of the normal distribution nearest to the logistic one: E sigmoid(a + b N(0, 1)) = Phi(a / (b^2 + 2.9)^0.5)
 
 
 class TopImages(NamedTuple):
@@ -72,11 +76,11 @@ class Sparse(Autoencoder):
         width = encoder.embed_dim
         self.of_tokens = not any(p.requires_grad for p in encoder.parameters())
         # an encoder that learns serves few atoms and leaves the rest dead: on digits 65% of 8 times its width, 21% of twice its width
-        units = ((8 if self.of_tokens else 2) if expansion == "auto" else int(expansion)) * width
+        units = _whole("expansion", expansion, 8 if self.of_tokens else 2) * width
         self.kind, self.aux_weight, self.rho, self.beta = kind, aux_weight, rho, beta
-        self.k = max(4, width // 24) if k == "auto" else int(k)  # the paper's 32 of GPT-2's 768
-        self.k_aux = min(256, width // 2) if k_aux == "auto" else int(k_aux)
-        self.dead_after = (10_000_000 if width >= 768 else 100_000) if dead_after == "auto" else int(dead_after)
+        self.k = _whole("k", k, max(4, width // 24))  # the paper's 32 of GPT-2's 768
+        self.k_aux = _whole("k_aux", k_aux, min(256, width // 2))
+        self.dead_after = _whole("dead_after", dead_after, 10_000_000 if width >= 768 else 100_000)
         self.l1 = (1.0 if self.of_tokens else vit.patch_values(encoder) / width) if l1 == "auto" else float(l1)
         _check(units, self.k, self.k_aux, aux_weight, self.dead_after, self.l1, rho, beta)
         self.active_above = 0.5 if kind == "kl" else 0.0  # from which activation on a unit counts as active
@@ -84,7 +88,7 @@ class Sparse(Autoencoder):
         self.standardise = Standardise(width)
         self.dictionary = Dictionary(units, width, unit_rows=kind == "l1" and not self.of_tokens)
         if kind == "kl":
-            nn.init.constant_(self.dictionary.threshold, torch.tensor(rho).logit().item())
+            _start_at(rho, self.dictionary)
         if not self.of_tokens:
             self.decoder = image_decoder(encoder, depth=decoder_depth, width=decoder_width, heads=decoder_heads, inputs=width)
         self.register_buffer("silent", torch.zeros(units, dtype=torch.int64))  # training tokens since each unit was last active
@@ -215,13 +219,20 @@ class Sparse(Autoencoder):
         if figures["hoyer"] < 0.5:
             near = "every unit stays near method.rho, and the decoder reads small differences; " if self.kind == "kl" else ""
             alarms.append(f"the code is not sparse: Hoyer's measure is {figures['hoyer']:.2f} of 1; {near}{stronger}")
-        elif figures["dead_share"] > 0.5:
+        if figures["dead_share"] > 0.5:
             remedy = "lower method.dead_after or method.expansion" if self.kind == "topk" else f"{weaker} or lower method.expansion"
             alarms.append(f"{100 * figures['dead_share']:.0f}% of the {units} units are dead: no held-out token activates them; {remedy}")
         if figures["r2"] < 0.05:
             share = 100 * figures["r2"]
             alarms.append(f"the code explains {share:.0f}% of the variance on held-out images: {weaker}, or change optim.base_lr")
         return alarms
+
+
+@torch.no_grad()
+def _start_at(rho: float, dictionary: Dictionary) -> None:
+    """Long rows, and a threshold with which a unit's mean activation by standardised tokens is rho."""
+    dictionary.rows *= GAIN
+    dictionary.threshold.fill_(NormalDist().inv_cdf(rho) * (GAIN**2 + LOGISTIC) ** 0.5)
 
 
 def divergence(rho: float, mean: Tensor) -> Tensor:
@@ -234,6 +245,15 @@ def _hoyer(code: Tensor) -> Tensor:
     root = code.shape[-1] ** 0.5
     ratio = code.abs().sum(-1) / code.norm(dim=-1).clamp(min=1e-30)
     return ((root - ratio) / (root - 1)).clamp(max=1)
+
+
+def _whole(name: str, value: int | str, auto: int) -> int:
+    """What a setting of whole numbers means."""
+    if value == "auto":
+        return auto
+    if isinstance(value, str) or value != int(value):
+        raise ConfigError(f"method.{name} {value} is no whole number: try auto")
+    return int(value)
 
 
 def _check(units: int, k: int, k_aux: int, aux_weight: float, dead_after: int, l1: float, rho: float, beta: float) -> None:

@@ -30,6 +30,7 @@ LOSSES = ("calibrated", "gaussian", "bce")
 VARIANCE_FLOOR = 1e-6  # a decoder that reproduces its images exactly would have an infinite density
 VARIANCE_DECAY = 0.99  # of the average over training steps that evaluation uses
 ACTIVE = 0.01  # variance over images of a latent's mean from which it counts as active: Burda et al., arXiv:1509.00519
+COLLAPSED, LITTLE = 0.05, 1.0  # share of the latents that is active, nats an image: below either the posterior has collapsed
 
 
 class VAE(Autoencoder):
@@ -159,10 +160,10 @@ class VAE(Autoencoder):
             "beta_norm": self.beta * k / self.pixels,
         }
         alarms = []
-        if active == 0 and len(posterior.mean) > 1:
+        if (active < max(1, COLLAPSED * k) or figures["kl"] < LITTLE) and len(posterior.mean) > 1:
             alarms.append(
-                f"posterior collapse: none of the {k} latents depends on the image (KL {figures['kl']:.2f} nats), so that every "
-                "reconstruction is the same: lower method.beta, or set method.free_bits=0.1 or method.warmup_steps"
+                f"posterior collapse: {active or 'none'} of the {k} latents depends on the image (KL {figures['kl']:.2f} nats), so that "
+                "reconstructions are nearly the same: lower method.beta, or set method.free_bits=0.1 or method.warmup_steps"
             )
         return Diagnosis(figures, alarms)
 

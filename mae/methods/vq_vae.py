@@ -27,14 +27,15 @@ from mae.nets.statistics import global_mean
 
 CODEBOOKS = ("ema", "gradient", "fsq")
 LEVELS = [8, 5, 5, 5]  # 1,000 codes: Mentzer et al., arXiv:2309.15505, table 1
+VARIANCE_FLOOR = 1e-6  # what images that are all alike are divided by
 COLLAPSED = 0.05  # of the codes in use, by perplexity: below it the codebook has collapsed
 
 
 class VQVAE(Autoencoder):
     """One code for every patch of a ViT, every place of a convolutional encoder; latents are standardised before (not in the paper).
 
-    The data's variance is that of the first training batch, all ranks together, and is kept from then on. Raises ConfigError for
-    settings that mean nothing.
+    The data's variance is that of the first training batch that has any, all ranks together, and is kept from then on. Raises ConfigError
+    for settings that mean nothing.
     """
 
     batch_statistics = True  # codebook and variance follow whole batches
@@ -155,9 +156,10 @@ class VQVAE(Autoencoder):
     def _variance(self, images: Tensor) -> Tensor:
         moments = torch.stack([images.float().mean(), images.float().square().mean()])
         mean, square = global_mean(moments) if self.training else moments
-        known = torch.where(self.variance > 0, self.variance, (square - mean**2).clamp(min=1e-6))
+        of_batch = square - mean**2
+        known = torch.where(self.variance > 0, self.variance, of_batch.clamp(min=VARIANCE_FLOOR))
         if self.training:
-            self.variance.copy_(known)
+            self.variance.copy_(torch.where(known > VARIANCE_FLOOR, known, 0.0))  # a batch without any variance is not kept
         return known
 
 
@@ -182,6 +184,8 @@ def _check(size: int, width: int, commitment: float, decay: float, restart_below
 
 def _prior(codes: int, encoder: Encoder, depth: int, width: int | str) -> prior.Prior:
     width = min(256, encoder.embed_dim) if width == "auto" else int(width)
+    if depth < 1 or width < 1:
+        raise ConfigError(f"method.prior_depth {depth} and method.prior_width {width} must be at least 1: try 4 and auto")
     heads = max(math.gcd(width, width // 32 or 1), 1)
     net = prior.Prior(codes=codes, places=encoder.patch_embed.num_patches, width=width, depth=depth, heads=heads)
     return net.requires_grad_(False)

@@ -29,6 +29,9 @@ def sizes(encoder: Encoder, depth: int | str, width: int | str, heads: int | str
     depth = (8 if large else max(1, len(encoder.blocks) // 4)) if depth == "auto" else int(depth)
     width = (512 if large else min(encoder.embed_dim, max(64, encoder.embed_dim // 2))) if width == "auto" else int(width)
     heads = max(1, width // 32) if heads == "auto" else int(heads)
+    if depth < 0 or width < 1 or heads < 1:
+        given = f"method.decoder_depth {depth}, decoder_width {width} and decoder_heads {heads}"
+        raise ConfigError(f"{given} must not be below 0, 1 and 1: leave them at auto")
     if width % heads:
         nearest = max(width // heads, 1) * heads
         raise ConfigError(f"method.decoder_width {width} is not a multiple of method.decoder_heads {heads}: try {nearest}")
@@ -197,7 +200,10 @@ def image_decoder(encoder: Encoder, *, depth: int | str, width: int | str, heads
     Transformer blocks for a ViT; convolutions for `conv`, `depth` blocks at every scale; one layer for `dense` and `linear`.
     """
     if isinstance(encoder, ConvEncoder):
-        return ConvDecoder(encoder, depth=1 if depth == "auto" else int(depth), inputs=inputs)
+        depth = 1 if depth == "auto" else int(depth)
+        if depth < 0:
+            raise ConfigError(f"method.decoder_depth {depth} is below 0: leave it at auto")
+        return ConvDecoder(encoder, depth=depth, inputs=inputs)
     if isinstance(encoder, DenseEncoder):
         return PatchDecoder(encoder, nn.Linear(inputs, vit.patch_values(encoder)))
     decoder = Decoder(encoder, depth=depth, width=width, heads=heads, inputs=inputs, hides=False)
