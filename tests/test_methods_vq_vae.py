@@ -9,10 +9,12 @@ from ranks import on_ranks, trained
 from sklearn.cluster import KMeans
 
 import mae
+from mae import config
 from mae.errors import ConfigError
 from mae.nets import prior, quantise
 from mae.nets.quantise import FSQ, Codebook
 from mae.nets.standardise import Standardise
+from mae.training import checkpoint, optim, state
 
 SMALL = ["configs/methods/vq_vae.yaml", "encoder.embed_dim=32", "encoder.depth=1", "method.code_width=8"]
 
@@ -191,6 +193,38 @@ def test_a_batch_twice_is_a_batch_once_and_the_variance_stays():
     torch.testing.assert_close(method.variance, images.var(correction=0))
 
 
+def test_a_first_batch_without_variance_decides_nothing():
+    method, (images, keys) = small().train(), stripes()
+    method(torch.full_like(images, 0.5), keys=keys)
+    method(images, keys=keys)
+    torch.testing.assert_close(method.variance, images.var(correction=0))
+
+
+def test_the_average_of_the_weights_has_the_average_of_codes_and_moments(tmp_path):
+    method, (images, keys) = small().train(), stripes()
+    average, settings = optim.Average(method, 0.9), config.load(SMALL).optim
+    expected = {n: b.clone() for n, b in method.named_buffers() if n in average.buffers}
+    assert {"quantiser.vectors", "quantiser.shares", "standardise.mean", "standardise.variance", "variance"} < expected.keys()
+    for step in range(3):
+        method((1 + step) * images, keys=keys)
+        average.update(torch.ones(()) if step else None)  # as the host, and as a device that knows better, says that a step was made
+        expected = {n: 0.9 * x + 0.1 * method.get_buffer(n) for n, x in expected.items()}
+    raw = {n: method.get_buffer(n).clone() for n in expected}
+    average.swap()
+    assert method.quantiser.started
+    for name, value in expected.items():
+        torch.testing.assert_close(method.get_buffer(name), value, msg=name)
+    average.swap()
+    assert all(torch.equal(method.get_buffer(n), x) for n, x in raw.items())
+
+    optimizer = optim.create(method, settings)
+    tensors, scalars = state.take(method, optimizer, average)
+    tensors = {n: x for n, x in tensors.items() if n.removeprefix("average.") not in expected}  # a checkpoint of older code
+    checkpoint.save(tmp_path, 3, tensors, scalars, facts={}, keep=1)
+    state.restore(*checkpoint.load_newest(tmp_path)[1:], method, optimizer, average)
+    assert all(torch.equal(average.shadow[n], x) for n, x in raw.items())
+
+
 def test_scaled_images_have_the_same_loss():
     """The reconstruction's price is in units of the data's variance, so that the commitment weighs the same."""
     images, keys = stripes()
@@ -274,6 +308,8 @@ def test_a_convolutional_encoder_has_a_code_for_every_place():
         (["method.decay=1"], "below 1"),
         (["method.restart_below=1"], "try 0.05"),
         (["method.code_width=0"], "at least 1"),
+        (["method.prior_depth=0"], "at least 1"),
+        (["method.prior_width=0"], "at least 1"),
         (["method.codebook=fsq", "method.levels=[5,1]"], "at least 2"),
         (["method.codebook=fsq", "method.levels=[]"], "try"),
     ],

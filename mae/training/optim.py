@@ -59,29 +59,37 @@ def skips_on_device(optimizer: Optimizer) -> bool:
 
 
 class Average:
-    """An exponential moving average of the trainable parameters: shadow = decay * shadow + (1 - decay) * parameter."""
+    """An exponential moving average of trainable parameters and saved buffers: shadow = decay * shadow + (1 - decay) * value.
+
+    Codebooks, running moments and variances are then those of the averaged weights. Buffers of whole numbers (counts, flags) are not
+    averaged: they stay as they are.
+    """
 
     def __init__(self, module: nn.Module, decay: float) -> None:
-        self.decay = decay
+        self.decay, saved = decay, module.state_dict().keys()
         self.parameters = {n: p for n, p in module.named_parameters() if p.requires_grad}
-        self.shadow = {n: p.detach().clone() for n, p in self.parameters.items()}
+        self.buffers = {n: b for n, b in module.named_buffers() if n in saved and b.is_floating_point()}
+        self.shadow = {n: x.detach().clone() for n, x in (*self.parameters.items(), *self.buffers.items())}
 
     @torch.no_grad()
     def update(self, made: Tensor | None = None) -> None:
-        """One step towards the current parameters; none where `made`, a scalar on their device, is 0."""
-        shadow: list[Tensor] = list(self.shadow.values())
-        parameters: list[Tensor] = list(self.parameters.values())
-        if made is None:
-            torch._foreach_lerp_(shadow, parameters, 1 - self.decay)
-        else:
-            towards = torch._foreach_sub(parameters, shadow)
-            torch._foreach_mul_(towards, made * (1 - self.decay))
-            torch._foreach_add_(shadow, towards)
+        """One step towards the current values; none where `made`, a scalar on their device, is 0."""
+        for current in (self.parameters, self.buffers):  # of which the first may be sharded
+            shadow: list[Tensor] = [self.shadow[n] for n in current]
+            values: list[Tensor] = list(current.values())
+            if not values:
+                continue
+            if made is None:
+                torch._foreach_lerp_(shadow, values, 1 - self.decay)
+            else:
+                towards = torch._foreach_sub(values, shadow)
+                torch._foreach_mul_(towards, made * (1 - self.decay))
+                torch._foreach_add_(shadow, towards)
 
     @torch.no_grad()
     def swap(self) -> None:
-        """Exchanges the average and the parameters; twice is nothing."""
-        for name, parameter in self.parameters.items():
-            held = parameter.detach().clone()
-            parameter.copy_(self.shadow[name])
+        """Exchanges the average and the current values; twice is nothing."""
+        for name, value in (*self.parameters.items(), *self.buffers.items()):
+            held = value.detach().clone()
+            value.copy_(self.shadow[name])
             self.shadow[name].copy_(held)

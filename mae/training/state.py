@@ -43,7 +43,8 @@ def restore(stored: Stored, scalars: dict[str, Any], module: nn.Module, optimize
         optimizer.state[p][key] = scalars[full] if full in scalars else _like(p, stored, full)
     if average is not None:
         for name, shadow in average.shadow.items():
-            fill(shadow, stored, f"average.{name}")
+            known = f"average.{name}" in stored  # checkpoints used to average weights alone
+            fill(shadow, stored, f"average.{name}" if known else f"model.{name}")
 
 
 def part(values: Mapping[str, Any], prefix: str) -> dict[str, Any]:
