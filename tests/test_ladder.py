@@ -1,11 +1,14 @@
 """The ladder runs every method to one budget and writes one table; unlike figures are never put side by side."""
 
+import json
+
 import pytest
 
 from mae import config
 from mae.commands import ladder
 from mae.errors import ConfigError
 from mae.reporting import comparison
+from mae.training.run import RunFolder
 
 TINY = ["encoder.embed_dim=32", "encoder.depth=1", "train.steps=3", "train.batch_size=32", "evaluate.protocols=[knn]", "track.wandb=off"]
 
@@ -61,9 +64,23 @@ def test_figures_that_were_not_obtained_alike_are_refused():
 def test_a_row_is_a_mean_with_its_spread_and_the_better_one_stands_first():
     rows = [
         comparison.Row("low", [entry("x", 10.0), entry("y", 20.0)], {}),
-        comparison.Row("stuck", [entry("z", 99.0)], {}, ranked=False),
+        comparison.Row("stuck", [entry("z", 99.0)], {}, not_ranked="on the plateau"),
         comparison.Row("high", [entry("w", 30.0)], {}),
     ]
     lines = comparison.markdown(rows, caption="c").splitlines()
     assert [line.split("|")[1].strip() for line in lines[4:7]] == ["high", "low", "stuck (on the plateau, not ranked)"]
     assert "15.0 ± 7.1" in lines[5]
+
+
+def test_what_failed_and_how_many_seeds_did_not_is_said(tmp_path):
+    runs = {name: [RunFolder(tmp_path / f"{name}-s{seed}") for seed in range(3)] for name in ("mae", "vae", "ae")}
+    failed = [runs["mae"][1], *runs["vae"]]
+    for run in (run for some in runs.values() for run in some):
+        run.path.mkdir()
+        run.status("failed" if run in failed else "done")
+        run.results.write_text(json.dumps([entry("mae", 50.0)]))
+    ladder._write(tmp_path / "table.md", "flops", runs, dict.fromkeys(runs, 3), dict.fromkeys(runs, 1e6), config.load([]))
+    text = (tmp_path / "table.md").read_text()
+    names = [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")]
+    assert names[1:] == ["mae (2 of 3 seeds)", "ae", "vae (failed, not ranked)"]
+    assert "what the optimizer does is not counted" in text

@@ -107,14 +107,16 @@ def _write(
             "training TFLOP": f"{costs[name] * images / 1e12:.3g}" if images else "-",
         }
         stuck = any(f.get("loss", 0) > f.get("baseline/mean_image", float("inf")) * 0.95 for f in figures)
-        rows.append(
-            Row(name, [e for e in entries if not e["encoder"]["name"].startswith("control:")], notes, ranked=bool(done) and not stuck)
-        )
+        own = [e for e in entries if not e["encoder"]["name"].startswith("control:")]
+        not_ranked = "failed" if not done else "on the plateau" if stuck else ""
+        remark = f"{len(done)} of {len(some)} seeds" if 0 < len(done) < len(some) else ""
+        rows.append(Row(name, own, notes, not_ranked, remark))
     rows += comparison.controls(everything)
     count = max(map(len, runs.values()))
     seeds = "one seed" if count == 1 else f"{count} seeds, mean ± standard deviation over them"
     n = next((e["metrics"].get("n_test") for e in everything), "?")
-    what = "as many training FLOPs as the MAE" if budget == "flops" else "equally many images"
+    equal = "as many training FLOPs as the MAE (forward and backward passes; what the optimizer does is not counted)"
+    what = equal if budget == "flops" else "equally many images"
     caption = f"{base.data.name}, {what}, {seeds}; accuracy in %, test split, n = {n}; settings as for the MAE, not tuned for each method"
     text = comparison.markdown(rows, caption=caption)
     file.parent.mkdir(parents=True, exist_ok=True)

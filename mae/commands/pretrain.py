@@ -1,11 +1,14 @@
 """The story of pretraining: words -> configuration -> data -> method -> training -> evaluation -> a folder of results."""
 
+import contextlib
 import json
 from collections.abc import Sequence
 
 from mae import config
 from mae.commands import door
-from mae.data.sources import open_splits
+from mae.config import Config
+from mae.data.decode import DamagedImage
+from mae.data.sources import Source, open_splits
 from mae.errors import ConfigError
 from mae.training import schedule
 from mae.training.run import RunFolder, default_folder
@@ -19,6 +22,7 @@ handwritten digits inside scikit-learn, in about two minutes. The same command a
   pretrain.py configs/data/folder.yaml data.path=DIR train.epochs=100
   torchrun --nproc-per-node 8 pretrain.py configs/recipes/mae_vit_base_in1k.yaml data.path=/data/imagenet
 """
+LOOKED_AT = 16  # training images
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -40,8 +44,24 @@ def _story(words: list[str]) -> None:
         print(table.text(json.loads(folder.results.read_text())))
         return
     splits = open_splits(cfg.data)
+    _check_probabilities(cfg, splits.train)
     plan = schedule.plan(cfg, len(splits.train))
 
     from mae.commands.pretraining import pretrain  # torch and timm: only once the words and the data are known to be good
 
     pretrain(cfg, folder, splits, plan)
+
+
+def _check_probabilities(cfg: Config, images: Source) -> None:
+    """Raises ConfigError where the loss takes pixels as probabilities and an array, which comes as it is, leaves [0, 1]."""
+    if cfg.method.get("loss") != "bce" or cfg.data.name != "arrays":
+        return
+    for i in range(min(len(images), LOOKED_AT)):
+        with contextlib.suppress(DamagedImage):  # is answered, and replaced, in training
+            pixels = images.read(i)
+            low, high = float(pixels.min()), float(pixels.max())
+            if low < 0 or high > 1:
+                found = f"{images.name_of(i)} holds {low if low < 0 else high:g}"
+                raise ConfigError(
+                    f"method.loss=bce takes pixels in [0, 1], but {found}: scale the arrays to [0, 1], or choose another loss"
+                )

@@ -14,7 +14,8 @@ class Row(NamedTuple):
     name: str
     entries: list[Entry]  # of all its runs
     notes: dict[str, str]  # further columns, as text
-    ranked: bool = True  # False: shown, but not to be compared (it did not leave the plateau)
+    not_ranked: str = ""  # why it is shown but not to be compared: 'failed', 'on the plateau'
+    remark: str = ""  # what else to know beside the name: '2 of 3 seeds'
 
 
 def check_alike(entries: Iterable[Entry]) -> None:
@@ -70,9 +71,10 @@ def markdown(rows: Sequence[Row], *, caption: str) -> str:
     notes = list(dict.fromkeys(name for row in rows for name in row.notes))
     heads = ["", *(p.split("/")[0].replace("_", " ") + (" of the code" if m != "accuracy" else "") for p, m in shown), *notes]
     lines = [f"| {' | '.join(heads)} |", f"|---|{'---:|' * (len(heads) - 1)}"]
-    for row in sorted(rows, key=lambda r: (r.name in CONTROLS.values(), not r.ranked, -_mean(r, shown[0]))):
+    for row in sorted(rows, key=lambda r: (r.name in CONTROLS.values(), r.not_ranked != "", -_mean(r, shown[0]) if shown else 0)):
         cells = [mean_and_spread(_values(row, column)) for column in shown]
-        name = row.name if row.ranked else f"{row.name} (on the plateau, not ranked)"
+        aside = ", ".join(filter(None, (row.remark, row.not_ranked and f"{row.not_ranked}, not ranked")))
+        name = f"{row.name} ({aside})" if aside else row.name
         lines.append(f"| {' | '.join([name, *cells, *(row.notes.get(n, '') for n in notes)])} |")
     return "\n".join([caption, "", *lines, ""])
 
