@@ -10,7 +10,7 @@ from PIL import Image
 
 import mae
 from mae.__main__ import TOOLS
-from mae.commands import latents
+from mae.commands import export, latents
 from mae.commands.latents import keys_of
 from mae.data.batch import normalise
 from mae.training import checkpoint
@@ -153,6 +153,21 @@ def test_no_two_images_share_a_key():
     keys = keys_of(names)
     assert len(set(keys)) == len(names)
     assert keys[:2] + keys[3:4] == ["x/a-2", "x/a", "b"]
+
+
+def test_both_halves_open_without_this_project(run, tmp_path):
+    assert export.main([str(run), "--format", "torch", "--out", str(tmp_path / "x")]) == 0
+    halves = {half: torch.export.load(tmp_path / "x" / f"latents_{half}.pt2") for half in ("encoder", "decoder")}
+    assert not any("encoder" in name for name in halves["decoder"].state_dict)  # each carries its own weights alone
+    method = mae.load(run)
+    for count in (1, 3):
+        pixels = torch.rand(count, 3, 16, 16)
+        expected = method.latents_for_diffusion((pixels - 0.5) / 0.25)
+        latents = halves["encoder"].module()(pixels)
+        torch.testing.assert_close(latents, expected, rtol=1e-4, atol=1e-5)
+        images = 0.5 + 0.25 * method.decode_latents(expected)
+        torch.testing.assert_close(halves["decoder"].module()(latents), images, rtol=1e-4, atol=1e-4)
+    assert "to_latents, to_images" in (tmp_path / "x" / "README.md").read_text()
 
 
 def test_the_tool_is_listed():

@@ -19,7 +19,8 @@ Writes the folder DIR from a run, or from any other encoder (a checkpoint file, 
             there is no decoder
   official  encoder.pth and, of a MAE, full.pth with its decoder, in the layout of the MAE authors' checkpoints
   onnx      encoder.onnx: images (B, C, H, W), pixels in [0, 1], in; vectors `mean` and `cls` out, each (B, D)
-  torch     encoder.pt2, the same for torch.export.load, which needs neither timm nor this project
+  torch     encoder.pt2, the same for torch.export.load, which needs neither timm nor this project; of a kl_ae also latents_encoder.pt2,
+            pixels in, maps (B, c, h, w) of unit variance out, and latents_decoder.pt2, such maps in, pixels out
 and README.md, a model card with what was measured. The weights are those of the run's newest checkpoint; `mae evaluate DIR ...` reads
 them back.
 """
@@ -43,6 +44,9 @@ OPENING = {
         'import torch\n\nencoder = torch.export.load("encoder.pt2").module()\nmean, *cls = encoder(pixels)',
     ),
 }
+LATENTS = """
+to_latents, to_images = (torch.export.load(f"latents_{half}.pt2").module() for half in ("encoder", "decoder"))
+pixels = to_images(to_latents(pixels))  # a diffusion model works between the two, on maps (B, c, h, w) of unit variance"""
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -79,6 +83,8 @@ def _story(words: list[str]) -> None:
             writers[given["format"]].save(model, folder, data=data)
         whole = given["format"] in ("hf", "official") and assemble.is_whole(model)
         library, opening = OPENING[given["format"], whole]
+        if given["format"] == "torch" and exported_program.makes_latents(model):
+            opening += LATENTS
         facts = _facts(model, data, found.base)
         (folder / "README.md").write_text(card.text(found.name, library=library, opening=opening, facts=facts, entries=entries))
     for file in sorted(target.iterdir()):
