@@ -240,6 +240,26 @@ def test_batches_are_normalised_crops_from_any_memory(tmp_path, sizes):
             torch.testing.assert_close(a.images, b.images, atol=1e-3, rtol=0)
 
 
+@pytest.mark.parametrize("decode", ["auto", "gpu"])
+def test_a_jpeg_among_arrays_is_damaged_and_goes_no_way_of_its_own(tmp_path, decode):
+    for i in range(6):
+        (tmp_path / f"{i}.npy").write_bytes(npy(np.random.default_rng(i).integers(0, 256, (40, 40, 3), np.uint8)))
+    for i in range(2):
+        Image.new("RGB", (40, 40)).save(tmp_path / f"jpeg{i}.tif", "JPEG")
+    words = [
+        "data.channels=3",
+        "data.mean=[0.5,0.5,0.5]",
+        "data.std=[1,1,1]",
+        "data.image_size=32",
+        "train.batch_size=8",
+        f"data.decode={decode}",
+    ]
+    c = configured(tmp_path, *words, "data.damage=1")
+    steps = list(islice(train_batches(open_splits(c.data).train, c, first_step=0, device=CPU), 3))
+    assert all(batch.images.dtype == torch.float32 for (batch,) in steps)
+    assert sum(batch.replaced for (batch,) in steps) > 0
+
+
 def test_fine_tuning_crops_what_timm_cannot_hold(tmp_path):
     pixels = folder(tmp_path / "d")
     data = configured(tmp_path / "d", computed(tmp_path, tmp_path / "d")).data

@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mae import config
-from mae.data import loader, region
+from mae.data import jpeg, loader, packed, plain, region
 from mae.data.decode import DamagedImage, decode
+from mae.data.folder import Folder
 from mae.data.loader import TrainSteps
 from mae.data.packed import Packed
 from mae.data.sources import Subset, open_splits
@@ -49,10 +50,10 @@ def test_what_is_unpacked_later_equals_what_is_read_at_once(photos, channels):
     ids = np.arange(len(source))
     keys = ids * 1_000_003 + 5
     steps = TrainSteps(source, cfg, 0, 1, None)
-    packed = steps.packing.pack(ids, keys)
-    assert isinstance(packed, Packed)
-    assert len(packed.table) > (2 if channels == 1 else len(ids) // 2)  # the grey ones; most of them
-    later, at_once = steps.packing.unpack(packed, torch.device("cpu")), steps.read(ids, keys)
+    found = steps.packing.pack(ids, keys)
+    assert isinstance(found, Packed)
+    assert len(found.table) > (2 if channels == 1 else len(ids) // 2)  # the grey ones; most of them
+    later, at_once = steps.packing.unpack(found, torch.device("cpu")), steps.read(ids, keys)
     assert torch.equal(later.images, at_once.images)
     assert torch.equal(later.numbers, at_once.numbers)
     assert np.array_equal(later.replaced, at_once.replaced)
@@ -75,6 +76,60 @@ def test_unpacking_only_the_crops_changes_nothing(photos):
 
 
 @with_regions
+def test_a_reading_process_holds_few_files_and_is_busy_until_all_are_unpacked(photos, monkeypatch):
+    cfg, source = photos
+    steps = TrainSteps(source, config.load(["data.decode=cpu"], base=cfg.as_dict()), 0, 1, None)
+    held, busy, decode_regions, all_plain = [], [], region.decode, plain.plain_jpegs
+    monkeypatch.setattr(region, "decode", lambda *a: busy.append(steps.reading.longest()) or decode_regions(*a))
+    monkeypatch.setattr(plain, "plain_jpegs", lambda *a: held.append(len(a[3])) or all_plain(*a))
+    steps.regions.read(np.arange(200) % len(source), np.arange(200))
+    assert sum(held) == 200
+    assert max(held) <= 32
+    assert len(busy) >= 10
+    assert None not in busy
+    assert steps.reading.longest() is None
+    assert steps.packing is None
+    packing = TrainSteps(source, cfg, 0, 1, None).packing
+    packing.pack(np.arange(9), np.arange(9))
+    assert packing.reading.longest() is None
+
+
+@pytest.mark.parametrize("why", ["progressive", "not loaded", "failing"])
+@with_regions
+def test_files_that_give_no_crops_are_read_once(why, tmp_path, monkeypatch):
+    for number in range(8):
+        Image.new("RGB", (40, 50), (number, 0, 0)).save(tmp_path / f"{number}.jpg", progressive=why == "progressive")
+    cfg = config.load(["configs/data/folder.yaml", f"data.path={tmp_path}", "data.image_size=32", "data.workers=0"])
+    source = open_splits(cfg.data).train
+    steps = TrainSteps(source, cfg, 0, 1, None)
+    if why != "progressive":
+        loaded = None if why == "not loaded" else (object(), None, [])
+        monkeypatch.setattr(region, "_decoder", lambda: loaded)
+    ids, reads, content = np.arange(32) % len(source), [], Folder.content
+    monkeypatch.setattr(Folder, "content", lambda self, index: reads.append(index) or content(self, index))
+    for _ in range(4):
+        assert torch.equal(steps.regions.read(ids, ids).images, steps.read(ids, ids).images)
+    assert len(reads) == 8 * 32 + (0 if why == "not loaded" else 2 * 32)
+
+
+def test_a_device_unpacks_few_images_at_once_and_its_want_of_memory_is_no_damage(photos, monkeypatch):
+    cfg, source = photos
+    steps, count, ids = TrainSteps(source, cfg, 0, 1, None), [], np.arange(160) % len(source)
+    unpacked = packed._unpacked
+    monkeypatch.setattr(packed, "_unpacked", lambda files, *a: count.append(len(files)) or unpacked(files, *a))
+    found = steps.packing.pack(ids, ids)
+    assert torch.equal(steps.packing.unpack(found, torch.device("cpu")).images, steps.read(ids, ids).images)
+    assert max(count) <= 32
+
+    def full(*_, **__):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("torchvision.io.decode_jpeg", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        steps.packing.unpack(found, torch.device("cpu"))
+
+
+@with_regions
 @settings(max_examples=80, deadline=None)
 @given(
     height=st.integers(1, 70),
@@ -89,26 +144,28 @@ def test_unpacking_only_the_crops_changes_nothing(photos):
             "restart_marker_blocks": st.integers(0, 9),
         }
     ),
-    flipped=st.none() | st.floats(0, 0.999),
+    damage=st.none() | st.tuples(st.floats(0, 0.9999), st.integers(1, 255)),
 )
-def test_a_crop_of_any_plain_jpeg_is_that_of_the_whole_image(height, width, channels, shares, how, flipped):
+def test_a_crop_of_any_plain_jpeg_is_that_of_the_whole_image_or_none(height, width, channels, shares, how, damage):
     stream, pixels = io.BytesIO(), np.random.default_rng(height * width).integers(0, 256, (height, width, channels), np.uint8)
     Image.fromarray(pixels if channels == 3 else pixels[..., 0]).save(stream, "JPEG", **how)
     content = bytearray(stream.getvalue())
-    if flipped is not None:  # one byte of the pixels or of the header before them
-        start = content.index(b"\xff\xda") + 4
-        content[start + int(flipped * (len(content) - 2 - start))] ^= 0x10
+    if damage is not None:
+        content[int(damage[0] * len(content))] ^= damage[1]
     content = bytes(content)
-    tall, wide = 1 + int(shares[0] * (height - 1)), 1 + int(shares[1] * (width - 1))
-    top, left = round(shares[2] * (height - tall)), round(shares[3] * (width - wide))
+    sides = jpeg.plain(content, channels=3, most=10**6)
+    if sides is None:
+        return
+    tall, wide = 1 + int(shares[0] * (sides[0] - 1)), 1 + int(shares[1] * (sides[1] - 1))
+    top, left = round(shares[2] * (sides[0] - tall)), round(shares[3] * (sides[1] - wide))
     box = np.array([top, left, tall, wide])
+    cut = region.decode([content], box[None])[0] if region.suits(content, box) else None
     try:
         expected = decode(content, channels=3, name="x")[top : top + tall, left : left + wide]
     except DamagedImage:
-        return
-    if region.suits(content, box):
-        (cut,) = region.decode([content], box[None])
-        assert (flipped is not None and cut is None) or np.array_equal(cut, expected)
+        assert cut is None
+    else:
+        assert np.array_equal(cut, expected) or (cut is None and (damage is not None or how["progressive"] or wide == 1))
 
 
 def test_steps_of_one_kind_alone(photos):

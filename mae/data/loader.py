@@ -22,7 +22,7 @@ from mae.data import crops, order, region, substitute
 from mae.data.batch import Batch, Samples, finished, micro_batches, normalise
 from mae.data.cached import Cache
 from mae.data.packed import Packed, Packing
-from mae.data.plain import Regions
+from mae.data.plain import Regions, numbers_of
 from mae.data.reading import Reading, shared_memory
 from mae.data.resample import crop_one
 from mae.data.sources import Source
@@ -48,7 +48,7 @@ class TrainSteps(Dataset[Samples | Packed | ConfigError]):
     def __init__(self, source: Source, config: Config, rank: int, world: int, transform: Transform | None) -> None:
         self.source, self.config, self.rank, self.world, self.transform = source, config, rank, world, transform
         self.reading = Reading(config.data.workers)
-        own_way = config.data.cache == "none" and transform is None and not isinstance(source, Stream)
+        own_way = config.data.cache == "none" and transform is None and not isinstance(source, Stream) and config.data.name != "arrays"
         parts = source, config.data, config.image_size, self.reading, self.read
         self.packing = Packing(*parts) if own_way and config.data.decode == "gpu" else None
         self.regions = Regions(*parts) if own_way and config.data.channels == 3 and region.available() else None
@@ -180,9 +180,9 @@ def _read_all(source: Source, ids: np.ndarray, keys: np.ndarray, views: Views, r
         if len(read) == TOGETHER or i + 1 == len(ids):
             images += views(read, keys[len(images) : i + 1])
             read.clear()
+    samples = Samples(torch.stack(images), numbers_of(source, ids, keys, shown), shown != ids, damage)
     reading.note(-1)
-    labels = np.full_like(ids, -1) if source.labels is None else source.labels[shown]
-    return Samples(torch.stack(images), torch.from_numpy(np.stack([keys, labels, ids])), shown != ids, damage)
+    return samples
 
 
 def _on_device(samples: Iterable[Samples], accumulate: int, device: torch.device) -> Generator[list[Batch], None, None]:

@@ -6,6 +6,7 @@ filter (nvJPEG, float32): single ones differ by a level or two from the CPU's, s
 """
 
 import warnings
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -13,12 +14,14 @@ import torch
 from torch import Tensor
 
 from mae.data.batch import Samples
-from mae.data.plain import Read, combined, plain_jpegs
+from mae.data.plain import Read, combined, numbers_of, plain_jpegs
 from mae.data.reading import Reading
 from mae.data.resample import resized
 from mae.data.sources import Source
 from mae.errors import ConfigError
 from mae.keys import Data
+
+TOGETHER = 32  # images on the device at their own sizes
 
 
 class Packed(NamedTuple):
@@ -44,11 +47,15 @@ class Packing:
         others = self.usual(ids[rest], keys[rest]) if len(rest) else None
         if isinstance(others, ConfigError):
             return others
-        numbers = torch.from_numpy(found.numbers)
-        if not found.files:
-            return Packed(torch.empty(0, dtype=torch.uint8), torch.empty(0, 7, dtype=torch.int64), numbers, others)
-        table = np.column_stack([np.cumsum([len(file) for file in found.files]), found.places, found.boxes, found.flips])
-        return Packed(torch.from_numpy(np.frombuffer(b"".join(found.files), np.uint8).copy()), torch.from_numpy(table), numbers, others)
+        numbers = numbers_of(self.source, ids, keys, ids)
+        if found.files:
+            table = np.column_stack([np.cumsum([len(file) for file in found.files]), found.places, found.boxes, found.flips])
+            joined = np.frombuffer(b"".join(found.files), np.uint8).copy()
+            packed = Packed(torch.from_numpy(joined), torch.from_numpy(table), numbers, others)
+        else:
+            packed = Packed(torch.empty(0, dtype=torch.uint8), torch.empty(0, 7, dtype=torch.int64), numbers, others)
+        self.reading.note(-1)
+        return packed
 
     def unpack(self, packed: Packed, device: torch.device) -> Samples:
         """The samples, images (B, C, h, w) uint8 on the device. Raises ConfigError where too much is damaged."""
@@ -69,15 +76,11 @@ class Packing:
             parts.append((np.array(failed), again))
         return combined(images, packed.numbers, parts)
 
-    def _decoded(self, packed: Packed, table: list[list[int]], device: torch.device) -> list[Tensor | None]:
+    def _decoded(self, packed: Packed, table: list[list[int]], device: torch.device) -> Iterator[Tensor | None]:
         """(C, H, W) uint8 on the device of every plain JPEG, None for what cannot be unpacked there."""
-        if not table:
-            return []
-        files = list(packed.files.tensor_split([row[0] for row in table[:-1]]))
-        try:
-            return _unpacked(files, self.data.channels, device)
-        except RuntimeError:  # one of them is damaged: which one?
-            return [_alone(file, self.data.channels, device) for file in files]
+        files = packed.files.tensor_split([row[0] for row in table[:-1]])
+        for start in range(0, len(table), TOGETHER):
+            yield from _unpacked(list(files[start : start + TOGETHER]), self.data.channels, device)
 
 
 def _unpacked(files: list[Tensor], channels: int, device: torch.device) -> list[Tensor | None]:
@@ -85,11 +88,9 @@ def _unpacked(files: list[Tensor], channels: int, device: torch.device) -> list[
         warnings.simplefilter("ignore", DeprecationWarning)  # torchvision's decoders are to move to torchcodec
         from torchvision.io import ImageReadMode, decode_jpeg
 
-        return list(decode_jpeg(files, mode=ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB, device=device))
-
-
-def _alone(file: Tensor, channels: int, device: torch.device) -> Tensor | None:
-    try:
-        return _unpacked([file], channels, device)[0]
-    except RuntimeError:
-        return None
+        try:
+            return list(decode_jpeg(files, mode=ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB, device=device))
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:  # one of them is damaged: which one?
+            return [None] if len(files) == 1 else [_unpacked([file], channels, device)[0] for file in files]

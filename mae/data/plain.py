@@ -21,6 +21,8 @@ from mae.errors import ConfigError
 from mae.keys import Data
 
 TOGETHER = 8  # files unpacked in one call: fewer cost more calls, more do not stay in the processor's cache
+HELD = 32  # files in memory at once: fewer cost more draws of crops
+ENOUGH = 64  # images by which to judge whether crops come out
 
 Read = Callable[[np.ndarray, np.ndarray], Samples | ConfigError]  # of ids and keys
 
@@ -32,11 +34,13 @@ class Plain(NamedTuple):
     places: np.ndarray  # (P,) int64: where in the batch
     boxes: np.ndarray  # (P, 4) int64: top, left, height, width of the crops
     flips: np.ndarray  # (P,) bool
-    numbers: np.ndarray  # (3, B) int64: keys, labels, ids of the whole batch
 
 
 def plain_jpegs(source: Source, data: Data, size: tuple[int, int], ids: np.ndarray, keys: np.ndarray, reading: Reading) -> Plain:
-    """Those among the samples with ids (B,) and keys (B,), both int64, for crops of `size` (h, w)."""
+    """Those among the samples with ids (B,) and keys (B,), both int64, for crops of `size` (h, w).
+
+    What is done next counts as reading the last of them, until the caller notes something else.
+    """
     files, places, sizes = [], [], []
     for place, index in enumerate(ids.tolist()):
         reading.note(index)
@@ -49,12 +53,16 @@ def plain_jpegs(source: Source, data: Data, size: tuple[int, int], ids: np.ndarr
             files.append(content)
             places.append(place)
             sizes.append(found)
-    reading.note(-1)
     own, (tall, wide) = keys[places], np.array(sizes, np.int64).reshape(-1, 2).T
     boxes = crops.boxes(own, tall, wide, scale=(data.crop_scale[0], data.crop_scale[1]), aspect=size[1] / size[0])
     flips = crops.flips(own) if data.flip else np.zeros(len(own), bool)
-    labels = np.full_like(ids, -1) if source.labels is None else source.labels[ids]
-    return Plain(files, np.array(places, np.int64), boxes, flips, np.stack([keys, labels, ids]))
+    return Plain(files, np.array(places, np.int64), boxes, flips)
+
+
+def numbers_of(source: Source, ids: np.ndarray, keys: np.ndarray, shown: np.ndarray) -> Tensor:
+    """(3, B) int64: keys, labels, ids of samples (B,) whose labels are those of the images `shown` (B,)."""
+    labels = np.full_like(ids, -1) if source.labels is None else source.labels[shown]
+    return torch.from_numpy(np.stack([keys, labels, ids]))
 
 
 def combined(images: Tensor, numbers: Tensor, parts: list[tuple[np.ndarray, Samples]]) -> Samples:
@@ -73,27 +81,39 @@ class Regions:
     def __init__(self, source: Source, data: Data, size: tuple[int, int], reading: Reading, usual: Read) -> None:
         """`usual` reads samples one by one, whatever they are."""
         self.source, self.data, self.size, self.reading, self.usual = source, data, size, reading, usual
-        self.useful = True
+        self.tried = self.done = 0
 
     def read(self, ids: np.ndarray, keys: np.ndarray) -> Samples | ConfigError:
         """The samples of those ids (B,) with keys (B,), both int64; or the error that says why not."""
-        if not self.useful:
+        if not (self._useful() and region.loads()):
             return self.usual(ids, keys)
-        found = plain_jpegs(self.source, self.data, self.size, ids, keys, self.reading)
-        self.useful = bool(found.files)  # what is not plain is read twice, which a folder of PNGs need not bear for long
         images = torch.empty(len(ids), self.data.channels, *self.size, dtype=torch.uint8)
-        missing = set(range(len(ids)))
+        done = np.zeros(len(ids), bool)
+        for start in range(0, len(ids), HELD):
+            part = slice(start, start + HELD)
+            self._fill(images[part], done[part], ids[part], keys[part])
+        self.tried, self.done = self.tried + len(ids), self.done + int(done.sum())
+        rest, parts = np.flatnonzero(~done), []
+        if len(rest):
+            others = self.usual(ids[rest], keys[rest])
+            if isinstance(others, ConfigError) or not done.any():
+                return others
+            parts = [(rest, others)]
+        samples = combined(images, numbers_of(self.source, ids, keys, ids), parts)
+        self.reading.note(-1)
+        return samples
+
+    def _useful(self) -> bool:
+        """What gives no crop is read twice, which a folder of PNGs need not bear for long."""
+        return self.tried < ENOUGH or 4 * self.done >= self.tried
+
+    def _fill(self, images: Tensor, done: np.ndarray, ids: np.ndarray, keys: np.ndarray) -> None:
+        """Those of the images (B, C, h, w) whose crops can be unpacked, and notes in `done` (B,) bool which these are."""
+        found = plain_jpegs(self.source, self.data, self.size, ids, keys, self.reading)
         chosen = [i for i, file in enumerate(found.files) if region.suits(file, found.boxes[i])]
         for some in (chosen[i : i + TOGETHER] for i in range(0, len(chosen), TOGETHER)):
             cuts = region.decode([found.files[i] for i in some], found.boxes[some])
             for place, flip, cut in zip(found.places[some].tolist(), found.flips[some].tolist(), cuts, strict=True):
                 if cut is not None:
                     images[place] = resized(torch.from_numpy(cut).permute(2, 0, 1), flip, self.size)
-                    missing.remove(place)
-        if not missing:
-            return combined(images, torch.from_numpy(found.numbers), [])
-        rest = np.array(sorted(missing))
-        others = self.usual(ids[rest], keys[rest])
-        if isinstance(others, ConfigError) or len(rest) == len(ids):
-            return others
-        return combined(images, torch.from_numpy(found.numbers), [(rest, others)])
+                    done[place] = True

@@ -12,12 +12,15 @@ class Reading:
 
     def __init__(self, processes: int) -> None:
         """`processes` read beside the main one; without any, that one reads."""
+        self.workers = processes
         self.ids = RawArray("q", [-1] * max(processes, 1))
         self.since = RawArray("d", max(processes, 1))
 
     def note(self, index: int) -> None:
         """This process begins to read image `index`; -1: it reads none."""
         worker = get_worker_info()
+        if worker is None and self.workers:  # the main process reads some again that a GPU could not unpack: no worker's doing
+            return
         slot = 0 if worker is None else worker.id
         self.since[slot] = time.monotonic()
         self.ids[slot] = index

@@ -16,9 +16,13 @@ from typing import Any
 
 import numpy as np
 
+from mae.data import jpeg
+
 NAME = "nvidia.nvimgcodec"
 CPU_ONLY = -99999  # nvImageCodec's NVIMGCODEC_DEVICE_CPU_ONLY, which Python does not name
 END = b"\xff\xd9"  # JPEG's marker of the end
+BASELINE = (0xC0, 0xC1)  # markers of sequential JPEGs with Huffman codes
+HARMLESS = np.isin(np.arange(256), [0x00, *range(0xD0, 0xD8)])  # what may follow 0xFF among the pixels: no marker, or one to restart at
 
 
 def available() -> bool:
@@ -28,13 +32,26 @@ def available() -> bool:
     return False
 
 
+def loads() -> bool:
+    """Whether this process can use nvImageCodec, which the first call loads."""
+    return _decoder() is not None
+
+
 def suits(file: bytes, box: np.ndarray) -> bool:
     """Whether a plain JPEG and the box (4,) of its crop are for `decode`.
 
-    A file that was cut off is not: it could be sound in the crop alone, and damaged only in some epochs. Nor is a single column, where
-    libjpeg-turbo's interpolation of colours takes the crop's edge for the image's.
+    One whose damage below the crop would be found by who reads so far is not, as it would be sound in some epochs only: one that was cut
+    off, or has a marker among its pixels where there should be none (other damage there changes pixels, and is no error). Nor is a
+    progressive one, whose crops differ from the whole where scans are missing; nor a single column, where libjpeg-turbo's interpolation
+    of colours takes the crop's edge for the image's.
     """
-    return file.endswith(END) and box[3] > 1
+    if box[3] < 2 or not file.endswith(END):
+        return False
+    ends = {marker: end for marker, _, end in jpeg.segments(file)}
+    if jpeg.SCAN not in ends or ends.keys().isdisjoint(BASELINE):
+        return False
+    pixels = np.frombuffer(file, np.uint8, offset=ends[jpeg.SCAN])
+    return bool(HARMLESS[pixels[np.flatnonzero(pixels == 0xFF)[:-1] + 1]].all())
 
 
 def decode(files: list[bytes], boxes: np.ndarray) -> list[np.ndarray | None]:
@@ -46,13 +63,18 @@ def decode(files: list[bytes], boxes: np.ndarray) -> list[np.ndarray | None]:
     if loaded is None:
         return [None] * len(files)
     codec, decoder, kept = loaded
-    regions = [codec.Region(top, left, top + height, left + width) for top, left, height, width in boxes.tolist()]
-    views = [codec.CodeStream(file).get_sub_code_stream(region=region) for file, region in zip(files, regions, strict=True)]
-    settings = codec.DecodeParams(apply_exif_orientation=False)
-    again = {"images": kept} if len(kept) == len(files) else {}  # memory that has been touched is faster
-    found = decoder.decode(views, params=settings, **again)
-    kept[:] = [] if any(image is None for image in found) else found
-    return [None if image is None else np.asarray(image) for image in found]
+    again = {"images": kept[:]} if len(kept) == len(files) else {}  # memory that has been touched is faster
+    kept.clear()
+    try:
+        regions = [codec.Region(top, left, top + height, left + width) for top, left, height, width in boxes.tolist()]
+        views = [codec.CodeStream(file).get_sub_code_stream(region=region) for file, region in zip(files, regions, strict=True)]
+        found = decoder.decode(views, params=codec.DecodeParams(apply_exif_orientation=False), **again)
+        cuts = [None if image is None else np.asarray(image) for image in found]
+    except Exception:  # a foreign library's
+        return [None] * len(files)
+    if all(image is not None for image in found):
+        kept += found
+    return cuts
 
 
 @lru_cache(maxsize=1)
