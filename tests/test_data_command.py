@@ -39,6 +39,10 @@ def test_it_shows_what_will_be_trained_on(folder, tmp_path, monkeypatch, capsys)
     assert set(figures["kinds"]) <= {"JPEG RGB", "PNG LA", "PNG L"}
     assert all(name.endswith("04.jpeg") for name, _ in figures["unreadable"])
     assert sum(figures["classes"].values()) == seen
+    assert figures["width"] == [30] * 5
+    assert figures["height"] == sorted(figures["height"])
+    assert 20 <= figures["height"][0] < figures["height"][-1] <= 31
+    assert all(figures["images_per_second"][which] > 0 for which in ("loader", "model"))
     assert f"{seen} train" in shown
     assert "images/s" in shown
     with Image.open(tmp_path / "seen" / "contact_sheet.png") as sheet:

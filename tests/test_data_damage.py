@@ -134,6 +134,7 @@ def test_a_read_that_stalls_is_named(tmp_path, monkeypatch, caplog):
     train = open_splits(c.data).train
     (tmp_path / "images" / "7.png").unlink()
     os.mkfifo(tmp_path / "images" / "7.png")  # nobody ever writes to it
+    assert loader.PATIENCE_SECONDS <= 20  # named within 30 seconds
     monkeypatch.setattr(loader, "PATIENCE_SECONDS", 3)
     monkeypatch.setattr(loader, "STALLED_SECONDS", 20)
     with pytest.raises(RuntimeError, match=r"reading process 0 is at 7\.png for \d+ s.*does not answer"):

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mae import config
-from mae.data import crops, loader
+from mae.data import cached, crops, loader
 from mae.data.decode import DamagedImage
 from mae.data.loader import evaluation_batches, normalise, train_batches
 from mae.data.order import global_batch
@@ -221,6 +221,17 @@ def test_a_cache_larger_than_the_machine_is_refused():
         batches(Endless(4), configured("data.cache=ram"))
 
 
+def test_every_rank_of_a_machine_has_a_cache_of_its_own(monkeypatch):
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    half = (memory // 2 // (12 * 3 * 16), 12, 3, 16)
+    monkeypatch.setattr(cached.np, "zeros", lambda shape, kind: shape)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert cached._allocate(half, np.dtype(np.uint8)) == half
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    with pytest.raises(ConfigError, match=r"8 ranks with .* images each"):
+        cached._allocate(half, np.dtype(np.uint8))
+
+
 def test_nothing_draws_from_the_global_generator():
     torch.manual_seed(1)
     before = torch.get_rng_state()
@@ -241,6 +252,7 @@ def _stall(image, key):
     [(_die, 60, "reads images died"), pytest.param(_stall, 1, "does not answer", marks=pytest.mark.slow)],
 )
 def test_a_dead_or_stuck_worker_is_told_and_not_waited_for(transform, stalled, message, monkeypatch):
+    assert loader.PATIENCE_SECONDS <= 20  # named within 30 seconds
     monkeypatch.setattr(loader, "PATIENCE_SECONDS", 2)
     monkeypatch.setattr(loader, "STALLED_SECONDS", stalled)
     with pytest.raises(RuntimeError, match=message):

@@ -57,7 +57,7 @@ def _story(words: list[str]) -> None:
     arguments, words = config.split_words(words)
     configured = config.names(words, "data")
     expected = 1 if configured or flags else 2
-    workers = numbers["workers"] or len(os.sched_getaffinity(0))
+    workers = numbers["workers"] or _processors()
     if flags and len(arguments) == 1 and not configured:
         options.only(words, ("data.damage",), "what lies there")
         return _verify(_existing(arguments[0]), workers, config.load(words).data.damage)
@@ -68,6 +68,11 @@ def _story(words: list[str]) -> None:
     cfg = config.load(words) if configured else _of_folder(Path(arguments[0]).expanduser(), target, words)
     _write(cfg, target, workers, numbers)
     return None
+
+
+def _processors() -> int:
+    """How many of them this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has no such thing
 
 
 def _existing(word: str) -> Path:

@@ -105,10 +105,12 @@ class Cache:
 
 
 def _allocate(shape: tuple[int, ...], kind: np.dtype) -> np.ndarray:
-    """Zeros (N, C, h, w), if the machine has so much memory."""
-    need, have = math.prod(shape) * kind.itemsize, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    """Zeros (N, H, C, W), if the machine has so much memory for each of its ranks."""
+    ranks = int(os.environ.get("LOCAL_WORLD_SIZE", 1))  # torchrun's
+    need, have = ranks * math.prod(shape) * kind.itemsize, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     if need > have:
-        raise ConfigError(f"data.cache needs {need / 2**30:.0f} GiB for {shape[0]:,} images, of {have / 2**30:.0f}: set data.cache=none")
+        whose = f"{ranks} ranks with {shape[0]:,} images each" if ranks > 1 else f"{shape[0]:,} images"
+        raise ConfigError(f"data.cache needs {need / 2**30:.0f} GiB for {whose}, of {have / 2**30:.0f}: set data.cache=none")
     return np.zeros(shape, kind)
 
 
