@@ -9,13 +9,16 @@ from interop_models import encoder_of, masked_autoencoder, untrained_run
 from PIL import Image
 
 import mae
-from mae.commands import pictures, pretrain, reconstruct
-from mae.evaluation import drawing, reconstruction_pictures
+from mae import config
+from mae.commands import evaluate, features, pictures, pretrain, reconstruct
+from mae.errors import Preempted
+from mae.evaluation import canvas, drawing, reconstruction_pictures
 from mae.interop import huggingface
 from mae.keys import Data
 from mae.nets.attention import last_attention
 from mae.nets.vit import choose_attention
 from mae.reporting import curves
+from mae.training.tracking import Tracker
 
 WORDS = ["encoder.embed_dim=32", "encoder.depth=1", "train.device=cpu", "train.precision=fp32", "train.steps=1"]  # grey digits, 8 x 8
 
@@ -63,6 +66,19 @@ def test_unknown_pixels_are_tinted_and_marked_images_framed():
     assert not (np.abs(drawing.image_rows([("row", image)]) / 255 - np.array((0.698, 0.094, 0.169))).max(2) < 0.02).any()
 
 
+def test_pixels_that_do_not_fill_zero_to_one_are_shown_about_their_mean_and_the_caption_says_so():
+    deep = config.load(["data.name=arrays", "data.path=.", "data.channels=4", f"data.mean={[0.02] * 4}", f"data.std={[0.01] * 4}"])
+    shown = canvas.colours(torch.tensor([-9.0, -3.0, 0.0, 1.5, 3.0]).expand(1, 4, 1, 5), deep)
+    np.testing.assert_allclose(shown[0, 0], np.repeat([[0], [0], [0.5], [0.75], [1]], 3, axis=1))
+    assert canvas.captioned("input", deep) == (
+        "input; black to white: mean - 3 to mean + 3 standard deviations of the data; grey: the mean of 4 channels"
+    )
+    dark, plain = (config.load(["data.channels=1", "data.mean=[0.3]", f"data.std=[{std}]"]) for std in (0.05, 0.3))
+    assert "black to white" in canvas.captioned("", dark)
+    assert canvas.captioned("input", plain) == "input"
+    np.testing.assert_allclose(canvas.colours(torch.tensor([-9.0, 0.0, 1.0]).view(1, 1, 1, 3), plain)[0, 0, :, 0], [0, 0.3, 0.6], atol=1e-6)
+
+
 def test_curves_are_of_what_was_measured_alike():
     rows = [{"step": s, "loss": 1 / s, "lr": 0.1} for s in (1, 2, 3)]
     watched = "held_out/explained_variance"
@@ -73,7 +89,19 @@ def test_curves_are_of_what_was_measured_alike():
     assert curves.figure(rows[:1], "run") is None
 
 
-def test_a_run_is_drawn(tmp_path, capsys):
+def test_a_picture_that_fails_is_left_out_and_said_but_a_signal_still_stops_the_run(tmp_path, caplog):
+    def fail(error):
+        raise error
+
+    assert pictures.written(tmp_path / "a.png", lambda file: file.write_bytes(b"a"))
+    assert not pictures.written(tmp_path / "b.png", lambda file: file.write_bytes(b"half") and fail(IndexError("no rows")))
+    assert "b.png is not drawn: IndexError: no rows" in caplog.text
+    with pytest.raises(Preempted):
+        pictures.written(tmp_path / "c.png", lambda file: fail(Preempted("stopped")))
+    assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_a_run_is_drawn(tmp_path, capsys, sent):
     drawn = {"reconstructions", "attention", "neighbours", "samples", "interpolations", "latent_walk"}
     run = untrained_run(tmp_path / "run", ["configs/methods/vae.yaml", *WORDS])
     assert pictures.main([str(run)]) == 0
@@ -82,6 +110,16 @@ def test_a_run_is_drawn(tmp_path, capsys):
         with Image.open(file) as image:
             assert np.asarray(image).std() > 10
     assert len(capsys.readouterr().out.splitlines()) == len(drawn)
+    assert evaluate.main([str(run), "configs/evaluation/spectrum.yaml", "evaluate.controls=false"]) == 0
+    assert sent == ["spectrum-spectrum"]
+
+
+@pytest.fixture
+def sent(monkeypatch):
+    """The panels that W&B is sent, or would be where it is on."""
+    names = []
+    monkeypatch.setattr(Tracker, "images", lambda self, name, files, step: names.append(name))
+    return names
 
 
 CHEAP = ("sparse", "vae")  # the others, which have no picture that few images cannot fill, when there is time
@@ -89,7 +127,7 @@ METHODS = [pytest.param(m, marks=() if m in CHEAP else pytest.mark.slow) for m i
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_three_images_of_which_one_is_held_out_are_enough_for_every_method(method, tmp_path, caplog):
+def test_three_images_of_which_one_is_held_out_are_enough_for_every_method(method, tmp_path, caplog, sent):
     for i, image in enumerate(noise(3)):
         Image.fromarray(image).save(tmp_path / f"{i}.png")
     words = [f"configs/methods/{method}.yaml", "configs/data/folder.yaml", f"data.path={tmp_path}", "data.image_size=32", "data.workers=0"]
@@ -98,22 +136,45 @@ def test_three_images_of_which_one_is_held_out_are_enough_for_every_method(metho
     assert pretrain.main([*words, *(["method.components=1"] if method == "pca" else [])]) == (2 if method == "pca" else 0)
     assert "is not drawn" not in caplog.text
     assert "is not written" not in caplog.text
+    assert sorted(sent) == sorted(file.stem for file in (tmp_path / "run" / "figures").glob("*.png"))
 
 
 def test_reconstructions_of_given_images_by_a_run_and_by_a_whole_model_from_elsewhere(tmp_path, capsys):
     run = untrained_run(tmp_path / "run", WORDS)
-    for i, image in enumerate(noise(3)):
-        Image.fromarray(image).save(tmp_path / f"{i}.png")
-    assert reconstruct.main([str(run), str(tmp_path / "0.png"), str(tmp_path / "1.png")]) == 0
+    photos = [tmp_path / "photos" / name for name in ("a=b.png", "1.png", "2.png")]
+    photos[0].parent.mkdir()
+    for file, image in zip(photos, noise(3), strict=True):
+        Image.fromarray(image).save(file)
+    assert reconstruct.main([str(run), str(photos[0]), str(photos[1])]) == 0
     assert (run / "figures" / "reconstructions-given.png").is_file()
+    assert not (run / "report.html").exists()
+    (run / "results.json").write_text("[]")
+    damaged = tmp_path / "damaged" / "bad.png"
+    damaged.parent.mkdir()
+    damaged.write_bytes(photos[0].read_bytes()[:200])
+    assert reconstruct.main([str(run), str(photos[1]), str(damaged), "--count", "1"]) == 0
+    assert "the first 1 of 2 images" in capsys.readouterr().out
+    assert (run / "report.html").is_file()
+    assert features.main([str(run), str(photos[0].parent), "--out", "/proc/x/f.npz"]) == 2
+    assert "/proc/x/f.npz cannot be written" in capsys.readouterr().err
     (tmp_path / "theirs").mkdir()
     huggingface.save(masked_autoencoder(), tmp_path / "theirs", data=Data())
-    assert reconstruct.main([str(tmp_path / "theirs"), str(tmp_path), "--count", "2", "--out", str(tmp_path / "out" / "x.png")]) == 0
+    assert (
+        reconstruct.main([str(tmp_path / "theirs"), str(tmp_path / "photos"), "--count", "2", "--out", str(tmp_path / "out" / "x.png")])
+        == 0
+    )
     assert (tmp_path / "out" / "x.png").is_file()
     for words, answer in (
         ([], "by which encoder"),
         ([tmp_path / "theirs"], "of which images"),
         ([run, tmp_path / "no.png"], "there is no image"),
+        ([run, tmp_path / "no=.png"], "there is no image"),
+        ([run, photos[0].parent, damaged.parent], "is a folder"),
+        ([run, photos[1], damaged], "bad.png cannot be read"),
+        ([run, damaged.parent], "bad.png cannot be read"),
+        ([run, "--count", "257"], "at most 256"),
+        ([run, "--out", "/proc/x/y.png"], "/proc/x/y.png cannot be written"),
+        ([run, "--out", damaged / "y.png"], "cannot be written"),
         ([run, "--out", tmp_path / "x.jpg"], "does not end in .png"),
         ([run, "method.mask_ratio=0.5"], "cannot be changed here"),
         ([untrained_run(tmp_path / "bare", [*WORDS, "method.name=untrained"])], "nothing is reconstructed"),

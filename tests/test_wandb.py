@@ -195,5 +195,12 @@ def test_a_run_of_the_sweep_ends_with_the_figure_that_it_seeks(tmp_path):
     subprocess.run(words, cwd=tmp_path, env=env, check=True, capture_output=True, timeout=240)
     (folder,) = (tmp_path / "runs/s1/r1/wandb").glob("offline-run-*-r1")
     shown = json.dumps(read_back(folder))
-    for word in ("linear_probe/quick/accuracy", "gradients/encoder.blocks.0.attn.qkv.weight", "neighbours", "r1-results", "predictions"):
+    for word in (
+        "linear_probe/quick/accuracy",
+        "gradients/encoder.blocks.0.attn.qkv.weight",
+        "neighbours",
+        "curves",
+        "r1-results",
+        "predictions",
+    ):
         assert word in shown

@@ -37,7 +37,7 @@ def close(
     folder.say([*found.sentences, *alarms.told(folder.rows())])
     tracker.log(row)
     drawn = draw(method, splits, config, device, folder, tracker, step)
-    drawn += pictures.curves(folder.rows(), folder.path)
+    later = pictures.curves(folder.rows(), folder.path)
     entries = results.run_protocols(
         method,
         config,
@@ -48,7 +48,9 @@ def close(
         controls=config.evaluate.controls,
         untrained=lambda: untrained(config, device),
         precision=precision.choose(config.train.precision, device),
+        drawn=later.append,
     )
+    tracker.pictures(later, step)
     results.add_entries(folder.results, entries)
     tracker.results(entries)
     predictions.send(tracker, splits, config, entries, folder.path)
@@ -59,7 +61,7 @@ def close(
     made = [name for name in ("results.json", "metrics.jsonl") if (folder.path / name).exists()]
     made += ["encoder/ (timm)"] if folder.encoder.exists() else []
     made += [page.name] if page is not None else []
-    print(f"\n{folder.path}: {', '.join([*made, *map(str, drawn)])}")
+    print(f"\n{folder.path}: {', '.join([*made, *map(str, drawn + later)])}")
 
 
 def _costs(device: torch.device) -> dict[str, float]:
@@ -83,8 +85,7 @@ def draw(
 ) -> list[Path]:
     """Draws what the method can show into the run's figures/ and sends it to W&B; returns the files. `training`: only what is cheap."""
     drawn = pictures.draw(method, splits, config, device, folder.figures, training=training)
-    for picture in drawn:
-        tracker.images(picture.stem, [picture], step=step)
+    tracker.pictures(drawn, step)
     return drawn
 
 

@@ -156,7 +156,7 @@ def _sheet(cfg: Config, splits: Splits, file: Path) -> Path:
         seen = vit.patchify(torch.from_numpy(rows[1][1]).permute(0, 3, 1, 2), patch)
         seen[hidden] = 0.5
         rows.append(("seen", vit.unpatchify(seen, grid, patch).permute(0, 2, 3, 1).numpy()))
-    Image.fromarray(drawing.image_rows(rows)).save(file)
+    Image.fromarray(drawing.image_rows(rows, caption=canvas.captioned("", cfg))).save(file)
     return file
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mae import config
@@ -71,6 +72,7 @@ def measure(cfg: Config, found: Found, protocols: Sequence[Mapping[str, Any]], *
     with distributed.start(cfg.train.device) as ranks:
         model = resize(found.load(), image_size=cfg.image_size, channels=cfg.data.channels).to(ranks.device)
         choose_attention(model, ranks.device)
+        drawn: list[Path] = []
         entries = results.run_protocols(
             model,
             cfg,
@@ -84,6 +86,7 @@ def measure(cfg: Config, found: Found, protocols: Sequence[Mapping[str, Any]], *
             name=found.name,
             share=Share(ranks.rank, ranks.world, lambda rows: distributed.join(rows, ranks)),
             open_other=lambda word: _other(word, cfg),
+            drawn=drawn.append,
         )
         if not ranks.first:
             return
@@ -93,6 +96,7 @@ def measure(cfg: Config, found: Found, protocols: Sequence[Mapping[str, Any]], *
         for artifact in (lineage.data_set(cfg, splits), lineage.encoder(found.name, found.home)):
             tracker.uses(artifact)
         tracker.results(entries)
+        tracker.pictures(drawn, step=0)
         predictions.send(tracker, splits, cfg, entries, found.home.path)
         tracker.made(lineage.results(found.home))
         tracker.finish()

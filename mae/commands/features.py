@@ -11,6 +11,7 @@ from tqdm import tqdm
 from mae import config
 from mae.commands import door, encoders, options
 from mae.commands.latents import readable
+from mae.commands.whole import check_place
 from mae.config import Config
 from mae.data.folder import Folder, classes_of, find_images
 from mae.errors import ConfigError
@@ -61,6 +62,7 @@ def _story(words: list[str]) -> None:
     found = encoders.find(arguments[0])
     cfg = encoders.configure(["configs/data/folder.yaml", f"data.path={root}", *words], found.base)
     source = Folder(root, paths, classes_of(paths), cfg.data.channels)
+    check_place(target)
 
     from mae.evaluation.features import write_atomically
     from mae.interop.resize import resize

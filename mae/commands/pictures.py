@@ -69,9 +69,10 @@ def _story(words: list[str]) -> None:
 def draw(method: Any, splits: Splits, config: Config, device: Any, folder: Path, *, training: bool = False) -> list[Path]:
     """Every picture that the method and its encoder can make, as PNG files in the folder; while `training` only those that cost little.
 
-    One that fails is logged and left out: what was trained is worth more than a picture.
+    One that fails is logged and left out.
     """
     import torch
+    from PIL import Image
     from timm.models.vision_transformer import VisionTransformer
 
     from mae.evaluation import attention_pictures, generation, generation_pictures, neighbour_pictures, reconstruction_pictures
@@ -105,18 +106,22 @@ def draw(method: Any, splits: Splits, config: Config, device: Any, folder: Path,
         pictures["neighbours"] = lambda: neighbour_pictures.draw(subject)
     if code is not None and not training:
         pictures["latent_walk"] = lambda: generation_pictures.walks(subject, torch.cat([code(part).float() for part, _ in many()]))
-    return [file for name, picture in pictures.items() if _drawn(file := folder / f"{name}.png", picture, subject)]
+
+    def save(picture: Callable[[], Any], file: Path) -> None:
+        """Draws it first."""
+        with subject.reading():
+            Image.fromarray(picture()).save(file, "PNG")
+
+    files = {folder / f"{name}.png": picture for name, picture in pictures.items()}
+    return [file for file, picture in files.items() if written(file, functools.partial(save, picture))]
 
 
-def _drawn(file: Path, picture: Callable[[], Any], subject: Any) -> bool:
-    """Whether the picture could be drawn into the file, whole or not at all."""
-    from PIL import Image
-
+def written(file: Path, write: Callable[[Path], object]) -> bool:
+    """Draws and writes a picture, whole or not at all; says whether that could be done: what was trained is worth more than a picture."""
     from mae.evaluation.features import write_atomically
 
     try:
-        with subject.reading():
-            write_atomically(file, functools.partial(Image.fromarray(picture()).save, format="PNG"))
+        write_atomically(file, write)
     except Preempted:
         raise
     except Exception as error:
@@ -127,14 +132,10 @@ def _drawn(file: Path, picture: Callable[[], Any], subject: Any) -> bool:
 
 def curves(rows: Sequence[Any], run: Path) -> list[Path]:
     """figures/curves.png of the run, from its rows of metrics.jsonl; nothing where too little was logged."""
-    from mae.evaluation.features import write_atomically
     from mae.reporting import curves as reporting
 
     figure, file = reporting.figure(rows, run.resolve().name), run / "figures" / "curves.png"
-    if figure is None:
-        return []
-    write_atomically(file, functools.partial(figure.savefig, format="png"))
-    return [file]
+    return [file] if figure is not None and written(file, functools.partial(figure.savefig, format="png")) else []
 
 
 def _interpolations(subject: Any, images: Any) -> Any:
@@ -143,7 +144,8 @@ def _interpolations(subject: Any, images: Any) -> Any:
     half = min(len(images) // 2, 3)
     steps = subject.model.interpolate(images[:half], images[half : 2 * half], PICTURED)
     rows = [(f"pair {i + 1}", canvas.colours(row, subject.config)) for i, row in enumerate(steps)]
-    return drawing.image_rows(rows, caption="from one image to another along a straight line between their codes", size=1.0)
+    caption = canvas.captioned("from one image to another along a straight line between their codes", subject.config)
+    return drawing.image_rows(rows, caption=caption, size=1.0)
 
 
 def _atoms(subject: Any, batches: list[Any]) -> Any:
@@ -152,4 +154,5 @@ def _atoms(subject: Any, batches: list[Any]) -> Any:
     model, held_out = subject.model, sum(len(images) for images, _ in batches)
     found = model.top_images(batches, atoms=min(ATOMS, model.dictionary.units), count=min(PICTURED, held_out))
     rows = [(f"atom {int(a)}", canvas.colours(row, subject.config)) for a, row in zip(found.atoms, found.images, strict=True)]
-    return drawing.image_rows(rows, caption="held-out images that most activate each atom", size=1.0)
+    caption = canvas.captioned("held-out images that most activate each atom", subject.config)
+    return drawing.image_rows(rows, caption=caption, size=1.0)

@@ -5,12 +5,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from mae.config import Config
+from mae.data.batch import finished, normalise
 from mae.data.crops import central
 from mae.data.decode import DamagedImage
 from mae.data.sources import Source, Splits, Subset
+from mae.evaluation import canvas
 from mae.evaluation.material import draw_order
 from mae.evaluation.results import Entry
 from mae.training.tracking import Tracker
@@ -51,10 +54,10 @@ def send(
 
 
 def _shown(source: Source, index: int, config: Config) -> Any:
-    """The image as an encoder sees it, uint8, or what is wrong with it."""
+    """The image as an encoder sees it, (H, W, 3) uint8, or what is wrong with it."""
     try:
         image = central(source.read(index), config.image_size, config.data.resize)
     except DamagedImage as error:
         return str(error)
-    image = image if image.dtype == np.uint8 else (255 * np.clip(image, 0, 1)).astype(np.uint8)
-    return image if image.shape[2] == 3 else image.mean(2).astype(np.uint8)
+    pixels = finished(torch.from_numpy(image.transpose(2, 0, 1).copy())[None], config.data)
+    return np.rint(255 * canvas.colours(normalise(pixels, config.data), config)[0]).astype(np.uint8)

@@ -4,7 +4,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mae import config
-from mae.commands import door, encoders, options
+from mae.commands import compare, door, encoders, options
+from mae.commands.whole import check_place
+from mae.config import Config
+from mae.data.arrays import ARRAYS
+from mae.data.decode import DamagedImage
+from mae.data.folder import IMAGES
 from mae.data.given import source_of
 from mae.data.sources import Source, open_splits
 from mae.errors import ConfigError
@@ -13,14 +18,14 @@ USAGE = """
 usage: mae reconstruct ENCODER [IMAGE ... | DIR] [--out FILE.png] [--count N] [data.resize=X] [train.device=D]
 
 Draws N (8) images as they are, as the method is given them, and as it reconstructs them. Without images: held-out ones of the run.
-Otherwise files, or the images of a folder. ENCODER: the folder of a run, or a whole MAE from elsewhere, such as
+Otherwise the first N of the files, or N of a folder's images. ENCODER: the folder of a run, or a whole MAE from elsewhere, such as
 hf:facebook/vit-mae-base, whose decoder comes with it. --out: default RUN/figures/reconstructions.png, or reconstructions-given.png.
 
 A MAE that predicts normalised patches (method.norm_pix) leaves open how bright they are. Two rows say whose mean and deviation they were
 given: the visible patches', so that nothing of the answer is in the picture, and the hidden patches' own.
 """
 WORDS = ("data.resize", "train.device", "train.precision")
-COUNT = 8
+COUNT, MOST = 8, 256  # images in a row
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -30,19 +35,24 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _story(words: list[str]) -> None:
     _, numbers, texts, rest = options.pick(words, numbers={"count": COUNT}, texts=("out",))
-    arguments, words = config.split_words(rest)
+    count = numbers["count"] or COUNT
+    if count > MOST:
+        raise ConfigError(f"--count {count} is more than a picture has room for: give at most {MOST}")
+    named = [word for word in rest if "=" in word and word.partition("=")[0] not in WORDS and _is_image(word)]  # x=1.png is no setting
+    arguments, words = config.split_words([word for word in rest if word not in named])
     if not arguments:
         raise ConfigError("reconstructions by which encoder? Give the folder of a run, such as runs/digits-mae, or hf:NAME")
     options.only(words, WORDS, "the encoder")
-    found, images = encoders.find(arguments[0]), arguments[1:]
+    found, images = encoders.find(arguments[0]), [*arguments[1:], *named]
     if not images and "name" not in found.base["data"]:
         raise ConfigError(f"reconstructions of which images? {arguments[0]} brings none: name files or a folder")
-    cfg = encoders.configure([*words, *(["data.name=folder", "data.path=.", "data.workers=0"] if images else [])], found.base)
+    kind = "arrays" if found.base["data"].get("name") == "arrays" else "folder"
+    cfg = encoders.configure([*words, *([f"data.name={kind}", "data.path=.", "data.workers=0"] if images else [])], found.base)
     target = Path(texts.get("out") or found.home.figures / f"reconstructions{'-given' if images else ''}.png").expanduser()
     if target.suffix != ".png":
         raise ConfigError(f"--out {target} does not end in .png: choose another name for the picture")
-    splits = None if images else open_splits(cfg.data)
-    source: Source = source_of(images[0] if len(images) == 1 else images, cfg.data.channels) if splits is None else splits.validation
+    source = _given(images, cfg, count) if images else open_splits(cfg.data).validation
+    check_place(target)
 
     from PIL import Image
 
@@ -60,7 +70,34 @@ def _story(words: list[str]) -> None:
                 f"{found.name} has no decoder, so that nothing is reconstructed: give the run, or the whole checkpoint, of a MAE"
             )
         subject = Subject(model, cfg, Splits(source, source, source), ranks.device)
-        pixels, keys = next(subject.batches(at_most(source, numbers["count"] or COUNT)))
+        pixels, keys = next(subject.batches(at_most(source, count)))
         picture = reconstruction_pictures.draw(subject, pixels, keys)
     write_atomically(target, lambda file: Image.fromarray(picture).save(file, "PNG"))
-    print(target)
+    page = compare.refresh(found.home.path) if target.parent == found.home.figures and found.home.results.is_file() else None
+    if len(images) > count:
+        print(f"the first {count} of {len(images)} images: --count {min(len(images), MOST)} draws more")
+    for file in [target, *([page] if page is not None else [])]:
+        print(file)
+
+
+def _is_image(word: str) -> bool:
+    return word.lower().endswith((*IMAGES.extensions, *ARRAYS.extensions)) or Path(word).expanduser().exists()
+
+
+def _given(images: list[str], cfg: Config, count: int) -> Source:
+    """The first files, or some of a folder's. Raises ConfigError for what is neither, and for a damaged image among them."""
+    kind = ARRAYS if cfg.data.name == "arrays" else IMAGES
+    if len(images) == 1 and Path(images[0]).expanduser().is_dir():
+        from mae.evaluation.reconstruction import at_most
+
+        source = at_most(source_of(images[0], cfg.data.channels, kind=kind), count)
+    else:
+        if folder := next((image for image in images if Path(image).expanduser().is_dir()), None):
+            raise ConfigError(f"{folder} is a folder, and other images are named beside it: give one folder alone, or files")
+        source = source_of(images[:count], cfg.data.channels, kind=kind)
+    for index in range(len(source)):
+        try:
+            source.read(index)
+        except DamagedImage as error:  # another one would be drawn in its place
+            raise ConfigError(f"{error}: repair it or leave it out") from error
+    return source

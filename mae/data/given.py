@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from mae.data.decode import in_channels
-from mae.data.folder import Folder, find_images
+from mae.data.folder import IMAGES, Folder, Kind, find_images
 from mae.data.sources import Source, fingerprint
 from mae.errors import ConfigError
 
@@ -46,17 +46,17 @@ class Arrays:
         return f"image {index}"
 
 
-def source_of(images: Any, channels: int, shape: Sequence[int] | None = None) -> Source:
+def source_of(images: Any, channels: int, shape: Sequence[int] | None = None, kind: Kind = IMAGES) -> Source:
     """The source of images (N, H, W) or (N, H, W, C), of rows (N, H * W * C) with their `shape` (H, W) or (H, W, C), of paths, of a folder.
 
     The type of the numbers says what white is: 65535 of uint16, 255 of uint8 and of any other whole numbers, 1 of floats and booleans.
-    They are read with as many `channels` where they are grey or colour. Raises ConfigError for anything else.
+    They are read with as many `channels` where they are grey or colour; files as their `kind` is. Raises ConfigError for anything else.
     """
     if isinstance(images, str | os.PathLike):
-        return _files([Path(images)], channels)
+        return _files([Path(images)], channels, kind)
     array = images if isinstance(images, np.ndarray) else np.asarray(images)
     if array.dtype.kind in "OUS" and array.ndim == 1:
-        return _files([Path(os.fsdecode(path)) for path in array.tolist()], channels)
+        return _files([Path(os.fsdecode(path)) for path in array.tolist()], channels, kind)
     if array.ndim == 2:
         array = array.reshape(len(array), *_shape(array.shape[1], shape))
     array = array[..., None] if array.ndim == 3 else array
@@ -88,14 +88,14 @@ def _pixels(array: np.ndarray) -> np.ndarray:
     return array.astype(np.float32 if array.dtype.kind in "bf" else np.uint8, copy=False)
 
 
-def _files(paths: list[Path], channels: int) -> Folder:
+def _files(paths: list[Path], channels: int, kind: Kind) -> Folder:
     if len(paths) == 1 and paths[0].expanduser().is_dir():
         root = paths[0].expanduser()
-        found = find_images(root)
+        found = find_images(root, kind.extensions)
         if not found:
             raise ConfigError(f"{root} holds no images, nor do its subfolders: give another folder")
-        return Folder(root, found, None, channels)
+        return Folder(root, found, None, channels, kind=kind)
     whole = [path.expanduser().absolute() for path in paths]
     if lost := next((path for path in whole if not path.is_file()), None):
         raise ConfigError(f"there is no image {lost}")
-    return Folder(Path("/"), [str(path).removeprefix("/") for path in whole], None, channels)
+    return Folder(Path("/"), [str(path).removeprefix("/") for path in whole], None, channels, kind=kind)

@@ -174,4 +174,5 @@ def _picture(subject: Subject, task: Task, name: str, maps: Tensor, masks: np.nd
         anomalous=task.anomalous[ids],
         limits=tuple(np.quantile(maps.cpu().numpy(), [0.5, 0.995])),
         masks=None if masks is None else masks[ids],
+        caption=canvas.captioned("", subject.config),
     )

@@ -37,6 +37,7 @@ def draw(
     anomalous: np.ndarray,
     limits: tuple[float, float],
     masks: np.ndarray | None,
+    caption: str,
 ) -> np.ndarray:
     """Rows of colours (n, H, W, 3), the first one again under the heat maps (n, H, W), one titled column an image.
 
@@ -65,4 +66,6 @@ def draw(
         axis.spines[:].set_visible(False)
     bar = figure.colorbar(heat, ax=axes[-1].tolist(), fraction=0.02, pad=0.01)
     bar.ax.tick_params(labelsize=7)
+    if caption:
+        figure.supxlabel(caption, fontsize=8, color="#555555")
     return canvas.rendered(figure)

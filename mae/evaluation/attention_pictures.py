@@ -33,4 +33,4 @@ def draw(subject: Subject, images: Tensor) -> np.ndarray:
     rows += [(f"head {i + 1}", shaded(even[:, i])) for i in range(min(heads, HEADS)) if heads > 1]
     who = "class token" if subject.model.encoder.cls_token is not None else "mean patch"
     caption = f"what the {who} attends to in the last block: black nothing, brightest {top:.2g} times an even share or more"
-    return drawing.image_rows(rows, caption=caption, size=1.0)
+    return drawing.image_rows(rows, caption=canvas.captioned(caption, subject.config), size=1.0)

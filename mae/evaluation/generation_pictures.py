@@ -25,7 +25,7 @@ def samples(subject: Subject, drawn: Mapping[str, Tensor]) -> np.ndarray:
         lines = canvas.colours(images[: (ROWS if name in TITLES else 1) * count], subject.config)
         starts = range(0, len(lines) - count + 1, count)
         rows += [("" if start else TITLES.get(name, name), lines[start : start + count]) for start in starts]
-    return drawing.image_rows(rows, size=0.75)
+    return drawing.image_rows(rows, size=0.75, caption=canvas.captioned("", subject.config))
 
 
 @torch.no_grad()
@@ -45,9 +45,8 @@ def _lines(subject: Subject, codes: Tensor, images: Tensor) -> np.ndarray:
         start, end = images[2 * i : 2 * i + 2].split(1)
         between = subject.model.decode(torch.lerp(codes[2 * i], codes[2 * i + 1], share)).float().cpu()
         rows.append((f"pair {i + 1}", canvas.colours(torch.cat([start, between, end]), subject.config)))
-    return drawing.image_rows(
-        rows, size=0.75, caption="a test image, decoded codes on the straight line to another test image's, that image"
-    )
+    caption = "a test image, decoded codes on the straight line to another test image's, that image"
+    return drawing.image_rows(rows, size=0.75, caption=canvas.captioned(caption, subject.config))
 
 
 def walks(subject: Subject, codes: Tensor) -> np.ndarray:
@@ -61,4 +60,4 @@ def walks(subject: Subject, codes: Tensor) -> np.ndarray:
         made = subject.model.decode(walked.view(STEPS, *codes.shape[1:]))
         rows.append((f"z{k}, std {deviation[k]:.2g}", canvas.colours(made, subject.config)))
     caption = f"an image's code, one number at a time moved from -{REACH} to +{REACH} of its standard deviations about its mean"
-    return drawing.image_rows(rows, size=0.75, caption=caption)
+    return drawing.image_rows(rows, size=0.75, caption=canvas.captioned(caption, subject.config))

@@ -32,6 +32,7 @@ def draw(subject: Subject) -> np.ndarray:
             marked += [(i, j + 1) for j, k in enumerate(ids[i].tolist()) if bank.labels[k] != queries.labels[i]]
     caption = f"held-out images, and the nearest of {len(bank):,} training images by the cosine of mean-pooled features"
     caption += "; framed: of another class" if marked else ""
+    caption = canvas.captioned(caption, subject.config)
     return drawing.image_rows(rows, caption=caption, heads={0: "image", 1: "nearest training images"}, marked=marked)
 
 

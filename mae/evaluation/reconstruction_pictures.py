@@ -39,7 +39,8 @@ def draw(subject: Subject, images: Tensor, keys: Tensor) -> np.ndarray:
             rows["reconstruction"] = model.reconstruct(rows["corrupted"])
         else:
             rows["reconstruction"] = model.reconstruct(images)
-    return drawing.image_rows([(name, canvas.colours(x, subject.config)) for name, x in rows.items()], caption=caption, size=1.0)
+    shown = [(name, canvas.colours(x, subject.config)) for name, x in rows.items()]
+    return drawing.image_rows(shown, caption=canvas.captioned(caption, subject.config), size=1.0)
 
 
 def own(model: Any, images: Tensor, keys: Tensor) -> Tensor:

@@ -48,15 +48,16 @@ def run_protocols(
     share: Share = ALONE,
     open_other: Callable[[str], tuple[Autoencoder, Config]] | None = None,
     say: Callable[[str], None] = print,
+    drawn: Callable[[Path], object] = lambda file: None,
 ) -> list[Entry]:
     """Measures an encoder by every protocol (`config.protocol` dicts) and returns the entries, each followed by its controls' entries.
 
     An evaluator is a module with evaluate(material, **settings) -> Result, VERSION and NEEDS_LABELS; with OF_MODEL = True it is given
     the Subject instead, and READS may name what else than the features of all images it looks at. One pass over the images reads both,
     for all protocols; only those that run the model otherwise (on hidden patches, to decode) make passes of their own. Pictures go to
-    the run's figures/, which test images were right to predictions/. Features and the controls' entries are kept in `.cache/` beside
-    the run folder, shared by all runs there. A protocol that this data cannot serve (no labels, no test split, too few images of a
-    class) is skipped, and `say` is told why.
+    the run's figures/ (`drawn` is told each file), which test images were right to predictions/. Features and the controls' entries are
+    kept in `.cache/` beside the run folder, shared by all runs there. A protocol that this data cannot serve (no labels, no test split,
+    too few images of a class) is skipped, and `say` is told why.
     `name` is the encoder's in the entries (default: the run folder's). Where several processes share the images out (`share`), each
     has all entries. `open_other` opens another encoder for a protocol that compares two. Raises ConfigError for a protocol that does
     not exist or does not work on features.
@@ -88,6 +89,7 @@ def run_protocols(
         for title, picture in result.pictures.items():
             file = Path(run_dir) / "figures" / f"{protocol['name'].replace('/', '-')}-{title}.png"
             write_atomically(file, partial(Image.fromarray(picture).save, format="PNG"))
+            drawn(file)
         for control in beside() if controls else ():
             entry = _of_control(control, module, protocol, common, kept / "controls", subject)
             if entry is not None:

@@ -160,7 +160,8 @@ def _picture(subject: Subject, test: Source, truth: np.ndarray, said: np.ndarray
     some = at_most(test, SHOWN)
     ids = some.positions if isinstance(some, Subset) and some is not test else slice(None)
     images = np.concatenate([canvas.colours(batch, subject.config) for batch, _ in subject.batches(some)])
-    return drawing.image_rows([("image", images), ("truth", _colours(truth[ids])), ("prediction", _colours(said[ids]))])
+    rows = [("image", images), ("truth", _colours(truth[ids])), ("prediction", _colours(said[ids]))]
+    return drawing.image_rows(rows, caption=canvas.captioned("", subject.config))
 
 
 def _colours(classes: np.ndarray) -> np.ndarray:

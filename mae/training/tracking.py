@@ -85,8 +85,13 @@ class Tracker:
 
     def images(self, name: str, files: Sequence[Path], step: int) -> None:
         """Mirrors pictures as their files are now: the next ones may have overwritten them by the time that these are sent."""
-        if self.on and (contents := self._try(lambda: [file.read_bytes() for file in files])):
+        if self.on and (contents := [content for file in files if (content := self._read(file))]):
             self._do(lambda: self.run.log({name: [self.wandb.Image(Image.open(io.BytesIO(c))) for c in contents], "step": step}))
+
+    def pictures(self, files: Sequence[Path], step: int) -> None:
+        """Mirrors pictures, each in a panel of the file's name."""
+        for file in files:
+            self.images(file.stem, [file], step)
 
     def results(self, entries: Sequence[Mapping[str, Any]]) -> None:
         """Mirrors evaluations: a table, and each figure of the encoder itself in the run's summary."""
@@ -116,8 +121,8 @@ class Tracker:
 
     def page(self, name: str, file: Path) -> None:
         """Sends an HTML page as its file is now."""
-        if self.on and (text := self._try(lambda: file.read_text(encoding="utf-8"))):
-            self._do(lambda: self.run.log({name: self.wandb.Html(text, inject=False)}))
+        if self.on and (content := self._read(file)):
+            self._do(lambda: self.run.log({name: self.wandb.Html(content.decode(), inject=False)}))
 
     def made(self, artifact: Artifact) -> None:
         """Records what the job has made, with its files."""
@@ -158,6 +163,14 @@ class Tracker:
             self.given_up = True
             _end_process()
             self._thread.join(LAST_WORDS_SECONDS)
+
+    def _read(self, file: Path) -> bytes | None:
+        """What is in a file now; None, and a sentence, where it cannot be read."""
+        try:
+            return file.read_bytes()
+        except OSError as error:
+            self._say(f"{file} is not sent to W&B: {error.strerror}")
+            return None
 
     def _do(self, action: Callable[[], Any]) -> None:
         """In its turn, in the thread; not where W&B could not be started."""
