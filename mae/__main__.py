@@ -20,7 +20,7 @@ TOOLS = {
     "reconstruct": "draw what an autoencoder makes of images",
     "features": "vectors of a folder of images, by any encoder",
     "latents": "encode a folder of images as shards for latent diffusion",
-    "export": "an encoder as timm, Hugging Face, the MAE authors' code or ONNX runtimes open it",
+    "export": "an encoder as timm, Hugging Face, the MAE authors' code, ONNX or torch alone open it",
 }
 FIRST = ("pretrain", "evaluate", "pictures", "features")  # each begins another step: before training, training, measuring, seeing, using
 

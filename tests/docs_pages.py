@@ -9,15 +9,17 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 STARTS = ("python", "mae", "torchrun", "sbatch")
+SHELL = ("cat", "mkdir", "cp")  # lines that are the shell's own, `a; b` too
+PLACES = {"N": "8", "K": "0", "HOST0": "localhost"}  # what pages write where a reader's own numbers and names stand
 
 
 class Command(NamedTuple):
-    """A line of a fenced block, and the sentence with which it is refused where the page shows one."""
+    """A line of a fenced block, or code in the text, and the sentence with which it is refused where the page shows one."""
 
     line: str  # as it stands there
-    story: str  # of mae.commands; another module, a benchmark or a template in its full name
+    story: str  # of mae.commands; another module, a benchmark or a template in its full name; "shell"
     words: list[str]
-    refusal: str  # "mae: ..." or nothing
+    refusal: str = ""  # "mae: ..." or nothing
 
 
 def blocks(page, *languages):
@@ -42,13 +44,31 @@ def commands(page):
         lines = text.replace("\\\n", " ").splitlines()
         for i, line in enumerate(lines):
             refusal = lines[i + 1] if lines[i + 1 :] and lines[i + 1].startswith("mae: ") else ""
+            if line.split(" ")[0] in SHELL:
+                found.append(Command(line, "shell", []))
             for part in line.removeprefix("$ ").split(" && "):
                 if part.split(" ")[0] in STARTS:
                     found.append(_command(part, refusal))
     return found
 
 
-def _command(part, refusal):
+def inline_commands(page):
+    """Every command in the text of a page that has words: `mae evaluate runs/a ...`."""
+    spans = [" ".join(span.split()) for span in re.findall(r"`([^`]+)`", prose(page))]
+    return [_command(span) for span in spans if re.match(r"(mae|python|torchrun) \S+ ", span) and not span.startswith("torchrun -")]
+
+
+def launches(page):
+    """The words of every torchrun line after that word, those for the launcher first."""
+    return [shlex.split(line, comments=True)[1:] for line in re.findall(r"^(?:\$ )?(torchrun .+)$", page.read_text(), re.MULTILINE)]
+
+
+def installs(page):
+    """The extras of every `pip install`, in blocks and in the text."""
+    return re.findall(r"pip install [^\n`]*\[([\w,]+)\]", page.read_text())
+
+
+def _command(part, refusal=""):
     words = shlex.split(part, comments=True)
     while words[0] in ("python", "mae", "torchrun", "sbatch", "-m"):
         launcher = words.pop(0)

@@ -4,6 +4,7 @@ import contextlib
 import importlib
 import re
 import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,7 @@ from PIL import Image
 
 CHANNELS = 13  # of the arrays
 CLASSES = ("cat", "dog", "owl")
+SYNSETS = ("n01532829", "n02123159", "n02606052", "n02676566", "n02747177", "n03014705", "n10148035")  # photos are named after theirs
 NO_WORKERS = "data.workers=0"  # on a busy machine each takes longer to start than all that it would do here
 TRAINING = {"pretrain", "doctor", "data"}
 SHORT = ["train.precision=fp32", "train.log_every=1", "train.batch_size=8", "optim.warmup_epochs=0", "track.wandb=off", NO_WORKERS]
@@ -37,8 +39,8 @@ class World:
         for name in ("my_images", "labelled"):
             (home / name).symlink_to("DIR")
         (home / "photos").mkdir()
-        for file in (home / "DIR").rglob("*.jpg"):
-            shutil.copy(file, home / "photos" / f"{file.parent.name}-{file.name}")
+        for i, file in enumerate(sorted((home / "DIR").rglob("*.jpg"))):
+            shutil.copy(file, home / "photos" / f"{SYNSETS[i % len(SYNSETS)]}_{i}.JPEG")
         for split in ("train", "val"):
             _photos(home / "data" / "imagenet" / split)
         _arrays(home / "scans")
@@ -46,11 +48,6 @@ class World:
         files = [f"DIR/{p.relative_to(home / 'DIR')}" for p in sorted((home / "DIR").rglob("*.jpg"))]
         (home / "list.txt").write_text("\n".join(files))
         _protocols(home / "configs" / "evaluation")
-        with contextlib.chdir(home):
-            self._run("folder-mae")
-            shutil.copytree("runs/folder-mae/encoder", "encoder")
-            for layout in ("hf", "official"):
-                run("export", ["runs/folder-mae", "--format", layout, "--out", layout])
 
     def page(self, folder):
         """A working folder for a page's commands."""
@@ -61,12 +58,42 @@ class World:
         return folder
 
     def prepare(self, words):
-        """Copies the runs that the words name into this folder, unless they are there."""
-        for name in re.findall(r"(?:^|=| )runs/([\w-]+)(?=$| |/)", " ".join(words)):
+        """Brings the runs and encoders that the words name into this folder, unless they are there."""
+        text = " ".join(words)
+        if re.search(r"(?<![\w/.-])(encoder|hf|official)(?![\w.=-])", text):
+            self._encoders()
+        for name in re.findall(r"(?:^|[= \":])runs/([\w-]+)(?=$|[ /\";])", text):
             if not Path("runs", name).exists() and re.fullmatch(r"(digits|shapes|folder|in1k)-[\w-]+", name):
                 with contextlib.chdir(self.home):
                     self._run(name)
                 shutil.copytree(self.home / "runs" / name, Path("runs") / name, symlinks=True)
+
+    def shell(self, line):
+        """A line of the shell, in this folder alone: a folder that it makes is not the world's."""
+        for top in {Path(word).parts[0] for word in line.split()[1:] if line.startswith("mkdir ")}:
+            if Path(top).is_symlink():
+                Path(top).unlink()
+        self.prepare([line])
+        done = subprocess.run(["bash", "-c", line], capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stderr) == (0, ""), line
+
+    def execute(self, block):
+        """A block of Python, which needs nothing but what it imports and what lies here."""
+        text = elsewhere(block).replace("224, 224", "112, 112")
+        self.prepare([text])
+        exec(compile(text, "<docs>", "exec"), {"__name__": "docs"})
+
+    def _encoders(self):
+        """What stands for encoders from elsewhere."""
+        with contextlib.chdir(self.home):
+            self._run("folder-mae")
+            if not Path("encoder").exists():
+                shutil.copytree("runs/folder-mae/encoder", "encoder")
+                for layout in ("hf", "official"):
+                    run("export", ["runs/folder-mae", "--format", layout, "--out", layout])
+        for name in ("encoder", "hf", "official"):
+            if not Path(name).exists():
+                Path(name).symlink_to(self.home / name)
 
     def _run(self, name):
         if not Path("runs", name).exists():
@@ -76,11 +103,16 @@ class World:
             run("pretrain", small("pretrain", [*words, f"run.dir=runs/{name}"]))
 
 
+def elsewhere(text):
+    """The text with what stands here for encoders from elsewhere."""
+    for name, here in ELSEWHERE.items():
+        text = text.replace(name, here)
+    return text
+
+
 def small(story, words):
     """A command's words in this world: the same names, less work."""
-    words = [w.replace("=/", "=").replace(" /", " ") for w in words]
-    for name, here in ELSEWHERE.items():
-        words = [w.replace(name, here) for w in words]
+    words = [elsewhere(w.replace("=/", "=").replace(" /", " ")) for w in words]
     text = " ".join(words)
     if "--ranks" in words:
         return words  # on paper

@@ -1,9 +1,10 @@
-"""The pages keep their word: links lead somewhere, keys and files exist, and every command runs.
+"""The pages keep their word: links lead somewhere, keys and files exist, every command and every block of Python runs.
 
-`pytest -m slow tests/test_docs.py -k small_data` runs the commands of one page.
+`pytest -m slow tests/test_docs.py -k small_data` runs those of one page; those of the quick start run by default.
 """
 
 import ast
+import configparser
 import functools
 import importlib.util
 import re
@@ -13,8 +14,9 @@ import sys
 
 import pytest
 import torch
-from docs_pages import PAGES, ROOT, anchors, blocks, commands, config_files, keys, links
+from docs_pages import PAGES, PLACES, ROOT, anchors, blocks, commands, config_files, inline_commands, installs, keys, launches, links
 from docs_world import World, run, small
+from torch.distributed.run import get_args_parser
 
 import mae
 import mae.methods
@@ -33,7 +35,13 @@ NOT_RUN = {
 }
 CONFIGURED = {"pretrain", "doctor", "data", "statistics", "ladder", "evaluate", "linear_probe", "finetune"}
 DEFAULT = {"linear_probe": ["configs/evaluation/linear_probe_quick.yaml"], "finetune": ["configs/evaluation/finetune_paper.yaml"]}
-COMMANDS = [pytest.param(command, id=f"{page.stem}-{command.line[:70]}") for page in PAGES for command in commands(page)]
+COMMANDS = [
+    pytest.param(command, id=f"{page.stem}-{command.line[:70]}")
+    for page in PAGES
+    for command in commands(page) + inline_commands(page)
+    if command.story != "shell"
+]
+RUN = [pytest.param(page, id=page.stem, marks=[] if page.stem == "quick_start" else pytest.mark.slow) for page in PAGES]
 
 
 def page_id(page):
@@ -68,7 +76,7 @@ def test_keys_and_files_that_are_named_exist(page):
 
 
 def missing(module, names):
-    """Those that a module of the package has neither as a name nor as a module of its own."""
+    """Those that a module of the package has neither as a name nor, for an import, as a module of its own."""
     found = importlib.import_module(module)
     return [name for name in names if not hasattr(found, name) and importlib.util.find_spec(f"{module}.{name}") is None]
 
@@ -81,8 +89,19 @@ def test_python_is_python_and_takes_from_mae_what_is_there(page):
             if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] == "mae":
                 lost += missing(node.module, [alias.name for alias in node.names])
             elif isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "mae":
-                lost += missing("mae", [node.attr])
+                lost += [node.attr] if not hasattr(mae, node.attr) else []
     assert lost == []
+
+
+def test_what_launches_ranks_and_what_is_installed_exists():
+    parser = get_args_parser()
+    parser.error = pytest.fail  # it would end the process
+    for words in [words for page in PAGES for words in launches(page)]:
+        assert parser.parse_args([PLACES.get(word, word) for word in words]).training_script
+    extras = configparser.ConfigParser()
+    extras.read(ROOT / "setup.cfg")
+    named = {extra for page in [*PAGES, ROOT / "CONTRIBUTING.md"] for words in installs(page) for extra in words.split(",")}
+    assert {"dev"} <= named <= set(extras["options.extras_require"])
 
 
 @pytest.mark.parametrize("page", PAGES[1:], ids=page_id)
@@ -133,7 +152,8 @@ def test_the_method_that_is_added_in_one_file_is_found_and_learns(extended):
 
 @pytest.mark.slow
 def test_the_method_that_is_added_trains_as_a_program(extended):
-    words = small("pretrain", commands(ROOT / "docs" / "add_a_method.md")[0].words)
+    (command,) = [c for c in commands(ROOT / "docs" / "add_a_method.md") if "sharpen.yaml" in c.line]
+    words = small("pretrain", command.words)
     done = subprocess.run([sys.executable, "pretrain.py", *words], cwd=extended, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert (extended / "runs" / "digits-sharpen" / "encoder").is_dir()
@@ -144,12 +164,13 @@ def world(tmp_path_factory):
     return World(tmp_path_factory.mktemp("docs") / "home")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("page", PAGES, ids=page_id)
-def test_the_commands_of_a_page_run(page, world, tmp_path, monkeypatch, capfd):
+@pytest.mark.parametrize("page", RUN)
+def test_the_commands_and_the_python_of_a_page_run(page, world, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(world.page(tmp_path / "work"))
     for command in commands(page):
-        if any(name in command.line or name == command.story for name in NOT_RUN):
+        if command.story == "shell":
+            world.shell(command.line)
+        if command.story == "shell" or any(name in command.line or name == command.story for name in NOT_RUN):
             continue
         words = small(command.story, command.words) if not command.refusal else command.words
         world.prepare(words)
@@ -157,3 +178,5 @@ def test_the_commands_of_a_page_run(page, world, tmp_path, monkeypatch, capfd):
         code, said = run(command.story, words), capfd.readouterr().err
         assert code == (2 if command.refusal else 0), f"{command.line}\n{said[-2000:]}"
         assert command.refusal.split(" (")[0] in said, f"{command.line}\n{said[-2000:]}"
+    for block in blocks(page, "python"):
+        world.execute(block)
