@@ -118,7 +118,7 @@ def test_without_labels_distances_are_named_after_pixels():
 
 @pytest.mark.parametrize("method", ["vae", "vq_vae", "pca"])
 def test_every_kind_of_model_is_asked_what_it_can(method, tmp_path):
-    words = [f"method.name={method}"] + (["method.components=10"] if method == "pca" else [])
+    words = [f"method.name={method}", *{"pca": ["method.components=10"], "vae": ["method.bottleneck_size=16"]}.get(method, [])]
     torch.manual_seed(0)
     subject = opened(None, *words, kept=tmp_path)
     model = build(subject.config)

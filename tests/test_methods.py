@@ -5,6 +5,7 @@ import importlib
 import inspect
 import math
 
+import numpy as np
 import pytest
 import torch
 from ranks import on_ranks, trained
@@ -12,6 +13,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import mae
 from mae import config
+from mae.commands import pretrain
 from mae.data.sources import open_splits
 from mae.errors import ConfigError
 from mae.evaluation import diagnosis, reconstruction
@@ -113,7 +115,7 @@ def test_every_training_step_costs_what_is_counted(name):
 
 @pytest.mark.parametrize("name", LEARNING)
 def test_a_batch_twice_has_the_loss_of_the_batch_once(name, images):
-    method, keys = mae.create(words(name)).train(), torch.arange(16)
+    method, keys = mae.create(words(name, "encoder.depth=1")).train(), torch.arange(16)
     method(images[:16], keys=keys)  # what starts with the first batch has started
     once, twice = (copy.deepcopy(method)(images[:16].repeat(n, 1, 1, 1), keys=keys.repeat(n)).loss for n in (1, 2))
     torch.testing.assert_close(once, twice, rtol=1e-4, atol=1e-5)
@@ -224,6 +226,20 @@ def test_bad_settings_are_refused_in_one_sentence(words, says):
     with pytest.raises(ConfigError, match=says) as error:
         mae.create(words)
     assert "\n" not in str(error.value)
+
+
+def test_cross_entropy_refuses_arrays_that_are_no_probabilities(tmp_path, monkeypatch, capsys):
+    for i, white in enumerate((1.0, 1.0, 1.0, 1.5)):
+        np.save(tmp_path / f"{i}.npy", np.full((8, 8), white, np.float32))
+    given = ["configs/methods/ae.yaml", "method.loss=bce", "data.name=arrays", f"data.path={tmp_path}", "data.channels=1"]
+    given += ["data.image_size=8", "data.mean=[0]", "data.std=[1]", "data.validation=0.01", "encoder.patch_size=2", "run.dir=run"]
+    monkeypatch.chdir(tmp_path)
+    assert pretrain.main(given) == 2
+    assert "3.npy holds 1.5: scale the arrays" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+    np.save(tmp_path / "3.npy", np.full((8, 8), 65535, np.uint16))  # scaled by its type
+    cfg = config.load(given)
+    pretrain._check_probabilities(cfg, open_splits(cfg.data).train)
 
 
 def test_the_docs_name_every_method():

@@ -231,7 +231,7 @@ class Sparse(Autoencoder):
 @torch.no_grad()
 def _start_at(rho: float, dictionary: Dictionary) -> None:
     """Long rows, and a threshold with which a unit's mean activation by standardised tokens is rho."""
-    dictionary.rows *= GAIN
+    dictionary.rows.mul_(GAIN)
     dictionary.threshold.fill_(NormalDist().inv_cdf(rho) * (GAIN**2 + LOGISTIC) ** 0.5)
 
 
