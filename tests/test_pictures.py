@@ -10,7 +10,9 @@ from PIL import Image
 
 import mae
 from mae import config
-from mae.commands import evaluate, features, pictures, pretrain, reconstruct
+from mae.commands import evaluate, features, pictures, predictions, pretrain, reconstruct
+from mae.data.given import Arrays
+from mae.data.sources import open_splits
 from mae.errors import Preempted
 from mae.evaluation import canvas, drawing, reconstruction_pictures
 from mae.interop import huggingface
@@ -73,6 +75,10 @@ def test_pixels_that_do_not_fill_zero_to_one_are_shown_about_their_mean_and_the_
     assert canvas.captioned("input", deep) == (
         "input; black to white: mean - 3 to mean + 3 standard deviations of the data; grey: the mean of 4 channels"
     )
+    sheet = predictions.shown(Arrays(np.full((1, 64, 64, 4), 0.035, np.float32), 4), 0, deep)
+    assert (sheet == 191).all()  # 1.5 standard deviations above the mean
+    digit = open_splits(config.load([]).data).train
+    assert np.array_equal(predictions.shown(digit, 0, config.load([]))[..., :1], digit.read(0))
     dark, plain = (config.load(["data.channels=1", "data.mean=[0.3]", f"data.std=[{std}]"]) for std in (0.05, 0.3))
     assert "black to white" in canvas.captioned("", dark)
     assert canvas.captioned("input", plain) == "input"

@@ -37,7 +37,7 @@ def send(
         return
     chosen = np.sort(draw_order(len(test), 0)[:SHOWN].numpy())
     columns: dict[str, Sequence[Any]] = {
-        "image": [_shown(test, int(i), config) for i in chosen],
+        "image": [shown(test, int(i), config) for i in chosen],
         "name": [test.name_of(int(i)) for i in chosen],
         "class": [test.classes[test.labels[i]] for i in chosen],
     }
@@ -53,8 +53,8 @@ def send(
     tracker.table("predictions", list(columns), list(zip(*columns.values(), strict=True)))
 
 
-def _shown(source: Source, index: int, config: Config) -> Any:
-    """The image as an encoder sees it, (H, W, 3) uint8, or what is wrong with it."""
+def shown(source: Source, index: int, config: Config) -> Any:
+    """The image as an encoder sees it, (H, W, 3) uint8, its colours those of all pictures; or what is wrong with it."""
     try:
         image = central(source.read(index), config.image_size, config.data.resize)
     except DamagedImage as error:
