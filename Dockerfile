@@ -7,7 +7,7 @@ WORKDIR /opt/mae
 COPY setup.cfg pyproject.toml README.md LICENSE ./
 COPY mae mae
 COPY configs configs
-RUN pip install --no-cache-dir .
+RUN pip install --no-cache-dir '.[jpeg]'
 
 # runs go to the folder that is mounted at /here; caches where every user may write, for --user may name any
 RUN useradd --create-home mae && mkdir /here && chown mae /here

@@ -124,7 +124,7 @@ def test_many_channels_of_a_tiff_are_read_where_the_library_is_installed():
 
 def test_a_missing_library_is_one_sentence(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "tifffile", None)
-    with pytest.raises(ConfigError, match=r"pip install 'mae\[tiff\]'"):
+    with pytest.raises(ConfigError, match=r"pip install tifffile"):
         decode_array(many_channel_tiff(np.zeros((4, 6, 13), np.uint16)), channels=13, name="x")
 
 

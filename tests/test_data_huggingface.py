@@ -20,7 +20,7 @@ def opened(path, *words):
 
 def test_without_the_library_the_way_out_is_told(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(ConfigError, match=r"pip install 'mae\[hf\]'"):
+    with pytest.raises(ConfigError, match=r"pip install datasets"):
         opened("some/name")
     for path, message in ((None, "data.path is missing"), ("https://huggingface.co/datasets/x", "no URL")):
         with pytest.raises(ConfigError, match=message):
@@ -37,7 +37,7 @@ def png(value, mode="RGB"):
 def library(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
-    found = pytest.importorskip("datasets", reason="pip install 'mae[hf]'")
+    found = pytest.importorskip("datasets", reason="pip install datasets")
     found.disable_progress_bars()
     return found
 

@@ -72,7 +72,7 @@ def open_hf(data: Data) -> Opened:
     try:
         datasets = importlib.import_module("datasets")
     except ImportError as error:
-        raise ConfigError("data.name=hf reads with the library `datasets`, which is not installed: pip install 'mae[hf]'") from error
+        raise ConfigError("data.name=hf reads with the library `datasets`, which is not installed: pip install datasets") from error
     splits = _load(datasets, data.path)
     if "train" not in splits and len(splits) > 1:
         raise ConfigError(f"{data.path} has no split train but {', '.join(sorted(splits))}: choose another data set")
