@@ -59,8 +59,9 @@ def inline_commands(page):
 
 
 def launches(page):
-    """The words of every torchrun line after that word, those for the launcher first."""
-    return [shlex.split(line, comments=True)[1:] for line in re.findall(r"^(?:\$ )?(torchrun .+)$", page.read_text(), re.MULTILINE)]
+    """The words of every line of torchrun after that word, those for the launcher first."""
+    lines = [command.line for command in commands(page) if command.line.startswith("torchrun ")]
+    return [shlex.split(line, comments=True)[1:] for line in lines]
 
 
 def installs(page):

@@ -124,6 +124,8 @@ def small(story, words):
             shape += ["method.decoder_depth=1", "method.decoder_width=32", "method.decoder_heads=1"]
         if "shapes.yaml" in text:
             shape.append("data.length=400")
+        if not re.search(r"evaluate\.|stream", text):
+            shape += ["evaluate.protocols=[knn]", "evaluate.controls=false"]
         return [*words, *shape]
     if story in ("finetune", "linear_probe") or "finetune_" in text or "probe_paper" in text:
         return [*words, "train.epochs=1", *SHORT] if "quick" not in text and (story == "finetune" or "yaml" in text) else words
