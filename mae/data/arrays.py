@@ -111,7 +111,7 @@ def _by_tifffile(stream: io.BytesIO, channels: int, name: str) -> np.ndarray:
     try:
         import tifffile
     except ImportError as error:
-        raise ConfigError(f"{name} is a TIFF of many or of deep channels, which tifffile reads: pip install tifffile imagecodecs") from error
+        raise ConfigError(f"{name} is a TIFF of many or of deep channels, for tifffile: pip install tifffile imagecodecs") from error
     stream.seek(0)
     with tifffile.TiffFile(stream) as file:
         series = file.series[0]
