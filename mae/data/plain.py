@@ -110,9 +110,10 @@ class Regions:
     def _fill(self, images: Tensor, done: np.ndarray, ids: np.ndarray, keys: np.ndarray) -> None:
         """Those of the images (B, C, h, w) whose crops can be unpacked, and notes in `done` (B,) bool which these are."""
         found = plain_jpegs(self.source, self.data, self.size, ids, keys, self.reading)
-        chosen = [i for i, file in enumerate(found.files) if region.suits(file, found.boxes[i])]
-        for some in (chosen[i : i + TOGETHER] for i in range(0, len(chosen), TOGETHER)):
-            cuts = region.decode([found.files[i] for i in some], found.boxes[some])
+        for start in range(0, len(found.files), TOGETHER):
+            near = range(start, min(start + TOGETHER, len(found.files)))
+            some = [i for i in near if region.suits(found.files[i], found.boxes[i])]
+            cuts = region.decode([found.files[i] for i in some], found.boxes[some]) if some else []
             for place, flip, cut in zip(found.places[some].tolist(), found.flips[some].tolist(), cuts, strict=True):
                 if cut is not None:
                     images[place] = resized(torch.from_numpy(cut).permute(2, 0, 1), flip, self.size)

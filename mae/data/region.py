@@ -22,7 +22,6 @@ NAME = "nvidia.nvimgcodec"
 CPU_ONLY = -99999  # nvImageCodec's NVIMGCODEC_DEVICE_CPU_ONLY, which Python does not name
 END = b"\xff\xd9"  # JPEG's marker of the end
 BASELINE = (0xC0, 0xC1)  # markers of sequential JPEGs with Huffman codes
-HARMLESS = np.isin(np.arange(256), [0x00, *range(0xD0, 0xD8)])  # what may follow 0xFF among the pixels: no marker, or one to restart at
 
 
 def available() -> bool:
@@ -48,10 +47,12 @@ def suits(file: bytes, box: np.ndarray) -> bool:
     if box[3] < 2 or not file.endswith(END):
         return False
     ends = {marker: end for marker, _, end in jpeg.segments(file)}
-    if jpeg.SCAN not in ends or ends.keys().isdisjoint(BASELINE):
+    if ends.get(jpeg.SCAN, len(file)) > len(file) - len(END) or ends.keys().isdisjoint(BASELINE):
         return False
     pixels = np.frombuffer(file, np.uint8, offset=ends[jpeg.SCAN])
-    return bool(HARMLESS[pixels[np.flatnonzero(pixels == 0xFF)[:-1] + 1]].all())
+    marked = (pixels[:-1] == 0xFF) & (pixels[1:] != 0)
+    # one for the end; others are looked at, where decoding may start again
+    return bool(np.count_nonzero(marked) == 1 or (pixels[1:][marked][:-1] & 0xF8 == 0xD0).all())
 
 
 def decode(files: list[bytes], boxes: np.ndarray) -> list[np.ndarray | None]:
