@@ -60,7 +60,7 @@ class World:
     def prepare(self, words):
         """Brings the runs and encoders that the words name into this folder, unless they are there."""
         text = " ".join(words)
-        if re.search(r"(?<![\w/.-])(encoder|hf|official)(?![\w.=-])", text):
+        if any(word.split("=")[-1] in ELSEWHERE.values() for word in words):
             self._encoders()
         for name in re.findall(r"(?:^|[= \":])runs/([\w-]+)(?=$|[ /\";])", text):
             if not Path("runs", name).exists() and re.fullmatch(r"(digits|shapes|folder|in1k)-[\w-]+", name):
@@ -80,7 +80,7 @@ class World:
     def execute(self, block):
         """A block of Python, which needs nothing but what it imports and what lies here."""
         text = elsewhere(block).replace("224, 224", "112, 112")
-        self.prepare([text])
+        self.prepare(re.findall(r'"([^"\n]*)"', text))
         exec(compile(text, "<docs>", "exec"), {"__name__": "docs"})
 
     def _encoders(self):
