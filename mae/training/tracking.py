@@ -66,7 +66,7 @@ class Tracker:
             job_type=job,
             name=f"{name}/{job}",
             tags=list(config.track.tags),
-            dir=str(folder),
+            dir=str(folder.resolve()),  # a service that another process of the user has started stands elsewhere
             config={**(config.as_dict() if settings is None else settings), "derived": dict(derived)},
         )
         self._waiting: queue.Queue[Callable[[], Any] | None] = queue.Queue(WAITING)
