@@ -3,9 +3,9 @@
     python benchmarks/train_step.py [--device cpu] [--models vit_tiny,vit_base] [--shards DIR] [--quick] [--save]
 
 A step is forward pass, backward pass and update (AdamW) of the same model from the same weights, on images that lie on the device. All
-sides first have to give the same loss for the same weights and the same mask. Then they take turns in one process, so that whatever slows
-the machine slows all; a ratio is one of each turn, and the median over turns counts. Ours is the program's own loop with its gradient norm
-and its guard against bad updates, which no peer has.
+sides first have to give the same loss for the same weights and the same mask. Then they take turns, so that whatever slows the machine
+slows all, on a CPU in a process of each one's own; a ratio is one of each turn, and the median over turns counts. Ours is the program's
+own loop with its gradient norm and its guard against bad updates, which no peer has.
 
     float32_ratio     ours / transformers, both in float32, each turn against the faster of its two kinds of attention
     best_ratio        ours in the precision that suits the device (bf16 where it has it) / transformers in float32
@@ -25,7 +25,6 @@ import argparse
 import json
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import torch
@@ -34,12 +33,12 @@ from ours import real_share
 from peers import SIZES
 from photos import jpeg_shards
 from records import keep, names_of_machine
+from sides import CLOCKS, Setting, ours_with
 
 from mae.training import precision as precisions
 from mae.training.distributed import device_of
 
 BATCHES = {"cpu": {"vit_tiny": 128, "vit_base": 8, "vit_large": 4}, "cuda": {"vit_tiny": 1024, "vit_base": 256, "vit_large": 128}}
-CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 KEYS = ("float32_ratio", "best_ratio", "same_ratio", "textbook_ratio", "compiled_ratio", "cross_ratio", "mfu", "memory_ratio", "real_ratio")
 
 
@@ -57,12 +56,14 @@ def main() -> int:
         shards = jpeg_shards(Path(scratch), options.images) if options.shards == "made" else options.shards
         for model in options.models:
             batch = options.batch or BATCHES[device.type][model] // (2 if options.quick else 1)
-            how = dict(compiled=options.compile, quick=options.quick, clock=CLOCKS[options.clock])
-            contest = Contest(SIZES[model], batch, device, best, options.precisions, **how)
+            setting = Setting(SIZES[model], batch, device, best, tuple(options.precisions), options.compile, options.clock)
+            contest = Contest(SIZES[model], setting, quick=options.quick)
             found = contest.run(options.repeats)
             if shards is not None:
                 words = [f"data.workers={options.workers}", f"data.decode={'gpu' if device.type == 'cuda' else 'auto'}"]
-                found["real_ratio"] = real_share(contest.ours, contest.images, Path(shards), words, best, options.repeats)
+                ours = ours_with(contest.weights, setting)
+                found["real_ratio"] = real_share(ours, setting.images(), Path(shards), words, best, options.repeats)
+                del ours
                 print(f"  real input: {found['real_ratio']:.3f} of the rate of synthetic input", flush=True)
             figures |= {f"{model}_{key}": value for key, value in found.items()}
             del contest

@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -69,21 +68,35 @@ def test_taking_tokens_is_gathering_them():
 
 def test_all_sides_of_the_benchmark_compute_the_same_loss_and_their_cost_is_what_torch_counts(capsys, monkeypatch):
     pytest.importorskip("transformers")
-    import contest as module
-    from contest import Contest
+    import contest
     from peers import Size
+    from sides import Here, Setting
 
-    monkeypatch.setitem(module.SECONDS, "cpu", 0.01)
+    class InThisProcess(Here):  # the script for GPUs, below, has them in processes
+        def __init__(self, program, weights, setting):
+            super().__init__(program, torch.load(weights, weights_only=True), setting)
+
+        def close(self):
+            pass
+
+    monkeypatch.setattr(contest, "Apart", InThisProcess)
+    monkeypatch.setitem(contest.SECONDS, "cpu", 0.01)
     size = Size(image=16, patch=4, width=32, depth=2, heads=2, decoder_width=16, decoder_depth=2, decoder_heads=2)
-    device = torch.device("cpu")
-    contest = Contest(size, 4, device, "fp32", ["float32", "best"], compiled=False, quick=True, clock=time.process_time)
-    figures = contest.run(2)
+    setting = Setting(size, 4, torch.device("cpu"), "fp32", ("float32", "best"), compiled=False, clock="cpu")
+    figures = contest.Contest(size, setting, quick=True).run(2)
     assert "apart" in capsys.readouterr().out
     ratios = [key for key, value in figures.items() if key.endswith("ratio") and value is not None]
     assert {"float32_ratio", "best_ratio", "textbook_ratio", "cross_ratio", "memory_ratio"} <= set(ratios)
-    contest.textbook.norm.weight.data.mul_(1.01)
+
+    def spoilt(*given, fused):
+        model = textbook_with(*given, fused=fused)
+        model.norm.weight.data.mul_(2)
+        return model
+
+    textbook_with = contest.textbook_with
+    monkeypatch.setattr(contest, "textbook_with", spoilt)
     with pytest.raises(SystemExit, match="do not compute the same loss"):
-        contest._prove()
+        contest.prove(contest.first_weights(size), setting)
 
 
 @pytest.mark.slow

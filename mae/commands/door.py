@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 
+from mae import memory
 from mae.errors import CannotSave, ConfigError, LossSpike, LostContact, NonFiniteLoss, Preempted, ReplicasDiffer
 from mae.keys import public
 
@@ -31,7 +32,7 @@ def enter(
     as_tool = words is not None  # `mae pretrain`, not pretrain.py
     words = list(sys.argv[1:] if words is None else words)
     sys.argv[1:] = [public(word) or "" for word in sys.argv[1:]]  # W&B records them
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # read by torch: large tensors in huge pages, whose addresses a CPU finds faster
+    memory.keep_freed()
     first = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(format="%(message)s", level=logging.INFO if first else logging.ERROR, stream=sys.stderr)
     for noisy in ("timm", "httpx", "huggingface_hub", "fsspec", "PIL", "matplotlib", "torch", "onnxscript", "onnx_ir"):

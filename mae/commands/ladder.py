@@ -1,11 +1,12 @@
 """The story of the ladder: every method on the same encoder, data and budget, measured alike, in one table."""
 
+import gc
 import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from mae import config
+from mae import config, memory
 from mae.commands import compare, door, pretrain
 from mae.config import Config
 from mae.data.sources import open_splits
@@ -83,6 +84,8 @@ def _train(run: Path, words: list[str]) -> None:
         return
     print(f"\n=== {run}", flush=True)
     code = pretrain.main([*words, f"run.dir={run}"])
+    gc.collect()
+    memory.give_back()  # what its evaluation took at its peak would stay for all runs after it
     if code == door.STOPPED:
         raise Preempted("the ladder is stopped, its runs are saved: run the same command to go on")
     if code == door.BAD_INPUT:

@@ -1,0 +1,43 @@
+"""What is freed stays with a command's process until it is handed back."""
+
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROGRAM = """
+import resource
+import torch
+from mae import memory
+
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    some = [torch.ones(10 << 20) for _ in range(4)]  # as a step's activations: 40 MiB each, all freed at its end
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1])
+
+memory.keep_freed()
+taken = [faults() for _ in range(8)]
+held = resident()
+memory.give_back()
+print(taken[-1], held - resident())
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="glibc's")
+@pytest.mark.parametrize("chosen", [{}, {"MALLOC_MMAP_THRESHOLD_": "131072"}], ids=["by default", "chosen otherwise"])
+def test_freed_memory_is_kept_for_what_comes_next_and_handed_back_when_asked(chosen):
+    environment = {"PYTHONPATH": str(Path(__file__).parents[1]), "PATH": "", **chosen}
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    again, returned = map(int, done.stdout.split())
+    few = 40  # half of what it takes in huge pages
+    if chosen:
+        assert again > few
+    else:
+        assert again < few
+        assert returned > (80 << 20) // resource.getpagesize()
