@@ -233,14 +233,14 @@ def test_the_loss_falls_in_every_number_format(dtype):
 @pytest.mark.parametrize(
     ("words", "answer"),
     [
-        (["method.beta=-1"], "below 0"),
-        (["method.free_bits=-0.1"], "below 0"),
-        (["method.warmup_steps=-5"], "below 0"),
-        (["method.variance=0", "method.loss=gaussian"], "above zero"),
+        (["method.beta=-1"], "at least 0"),
+        (["method.free_bits=-0.1"], "at least 0"),
+        (["method.warmup_steps=-5"], "at least 0"),
+        (["method.variance=0", "method.loss=gaussian"], "above 0"),
         (["method.capacity=5", "method.free_bits=0.1"], "one of them"),
         (["method.bottleneck_size=64", "encoder.embed_dim=96"], "choose one from 1 to 63"),
         (["method.bottleneck_size=33"], "encoder is 32 wide: choose one from 1 to 32"),
-        (["method.bottleneck_size=0"], "no bottleneck"),
+        (["method.bottleneck_size=0"], "at least 1"),
         (["method.loss=mse"], "unknown"),
         (["method.loss=bce"], r"\[0, 1\]"),
     ],
@@ -255,5 +255,5 @@ def test_beta_vae_is_the_vae_with_a_heavier_kl():
     method = vae(name="beta_vae")
     assert type(method) is VAE
     assert method.beta == 4
-    with pytest.raises(ConfigError, match="below 0"):
+    with pytest.raises(ConfigError, match="at least 0"):
         vae("method.beta=-4", name="beta_vae")

@@ -304,9 +304,9 @@ def test_a_convolutional_encoder_has_a_code_for_every_place():
     [
         (["method.codebook_size=1"], "at least 2"),
         (["method.codebook=vqgan"], "ema, gradient, fsq"),
-        (["method.commitment=-1"], "0 or more"),
+        (["method.commitment=-1"], "at least 0"),
         (["method.decay=1"], "below 1"),
-        (["method.restart_below=1"], "try 0.05"),
+        (["method.restart_below=1"], "below 1: the default is 0.05"),
         (["method.code_width=0"], "at least 1"),
         (["method.prior_depth=0"], "at least 1"),
         (["method.prior_width=0"], "at least 1"),
