@@ -74,6 +74,15 @@ def test_the_scale_factor_follows_training_and_is_exact_after_fitting():
     assert method.load_state_dict(kl_ae().state_dict()).missing_keys == []  # the scale is part of what is saved
 
 
+@pytest.mark.parametrize("words", [[], VIT], ids=["conv", "vit"])
+def test_codes_start_well_above_their_noise(words):
+    """Where the two are alike some runs lose the code in noise that grows (digits, seed 2: deviation 170, worse than the mean image)."""
+    posterior = kl_ae(*words).posterior(inputs()[0])
+    noise = (0.5 * posterior.log_variance).exp()
+    assert float(noise.max()) < 0.3 * float(posterior.mean.std((0, 1)).min())
+    assert posterior.kl().mean() > 0.1
+
+
 def test_evaluation_leaves_the_scale_alone():
     method, (images, keys) = kl_ae().eval(), inputs()
     before = method.scale_factor.clone()
@@ -103,10 +112,10 @@ def test_on_the_digits_a_place_keeps_a_quarter_of_its_patch():
     ("words", "answer"),
     [
         (["method.latent_channels=48"], "no bottleneck"),
-        (["method.latent_channels=0"], "no bottleneck"),
+        (["method.latent_channels=0"], "at least 1"),
         (["method.latent_channels=33"], "choose 1 to 32"),
         (["method.decoder_depth=-1"], "below 0"),
-        (["method.kl_weight=-1e-6"], "below 0"),
+        (["method.kl_weight=-1e-6"], "at least 0"),
         (["method.loss=mse"], "unknown"),
         (["data.channels=1", "data.mean=[0]", "data.std=[1]", "encoder.patch_size=1"], "encoder.patch_size"),
     ],
