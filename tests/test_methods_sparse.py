@@ -111,6 +111,20 @@ def test_units_are_dead_after_so_many_tokens_and_come_back_by_what_is_missing():
     assert torch.equal(method.silent, before)
 
 
+def test_dead_units_come_into_use_by_the_auxiliary_loss_alone():
+    revived = []
+    for weight in (0, 1 / 32):
+        words = ["encoder.frozen=true", "method.dead_after=300", "method.k=2", "method.expansion=2", f"method.aux_weight={weight}"]
+        method, (images, keys), dead = small(*words), inputs(), torch.arange(0, 64, 2)
+        with torch.no_grad():
+            drive = method.dictionary.read(method.standardise(method._tokens(images)))
+            method.dictionary.threshold[dead] = 0.2 - drive.amax((0, 1))[dead]  # active somewhere, but never among the largest
+        descend(method, images, keys, 60)
+        revived.append(int((method.silent[dead] == 0).sum()))
+    assert revived[0] == 0
+    assert revived[1] >= 8
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_batch_twice_is_a_batch_once(kind):
     method, (images, keys) = small(f"method.kind={kind}").eval(), inputs()
