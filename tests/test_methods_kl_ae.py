@@ -54,7 +54,9 @@ def test_the_loss_is_the_papers_sum_over_pixels_and_codes():
     normal = torch.distributions.Normal
     kl = torch.distributions.kl_divergence(normal(posterior.mean, (posterior.log_variance / 2).exp()), normal(0.0, 1.0))
     expected = (absolute / math.exp(-1.5) - 1.5 * 768 + 0.1 * kl.flatten(1).sum(1)).mean()
-    torch.testing.assert_close(method(images, keys=keys).loss, expected)
+    loss, squeeze = method(images, keys=keys).loss, method.bottleneck.squeeze.weight
+    torch.testing.assert_close(loss, expected)
+    torch.testing.assert_close(*(torch.autograd.grad(x, squeeze, retain_graph=True)[0] for x in (loss, expected)))
     doubled = method(images.repeat(2, 1, 1, 1), keys=keys.repeat(2)).loss
     torch.testing.assert_close(doubled, expected)
 

@@ -206,7 +206,13 @@ def test_a_collapsed_posterior_says_so():
 
 def test_warm_up_and_capacity_follow_the_steps():
     images, keys = inputs()
-    heavy = vae("method.beta=100", "method.warmup_steps=10")
+    heavy, two = vae("method.beta=100", "method.warmup_steps=10"), torch.tensor([1.0, 1.0])
+    curve = []
+    for steps in (0, 4, 9, 1000):  # the KL counts from the first step on
+        heavy.steps.fill_(steps)
+        curve.append(float(heavy._penalty(two)))
+    assert curve == pytest.approx([20, 100, 200, 200])
+    heavy.steps.zero_()
     early = heavy(images, keys=keys).loss
     heavy.steps.fill_(1000)
     assert heavy(images, keys=keys).loss > early + 10
