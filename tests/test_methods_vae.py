@@ -171,7 +171,7 @@ def test_the_divergence_is_the_textbooks_and_safe_at_the_extremes():
 
 def test_draws_from_the_prior_are_decided_by_seed_and_position():
     method = vae().eval()
-    assert torch.equal(method.sample(3, seed=1), method.sample(5, seed=1)[:3])
+    torch.testing.assert_close(method.sample(3, seed=1), method.sample(5, seed=1)[:3])  # batches of other sizes round otherwise
     assert not torch.equal(method.sample(3, seed=1), method.sample(3, seed=2))
     assert vae(*PIXELS).eval().sample(2).aminmax().max <= 1
 
