@@ -4,7 +4,7 @@ import os
 
 from mae.errors import ConfigError
 from mae.keys import Config
-from mae.nets.sizes import grid, hidden_count, patch_size
+from mae.nets.sizes import code, grid, hidden_count, patch_size
 
 DURATIONS = ("epochs", "steps", "minutes")
 ABOVE_ZERO = [f"train.{k}" for k in (*DURATIONS, "batch_size", "log_every", "checkpoint_every", "timeout", "spike")]
@@ -24,9 +24,8 @@ NOT_BELOW_ZERO += ["optim.base_lr", "optim.min_lr", "optim.weight_decay"]
 def check(config: Config) -> None:
     """Raises ConfigError for the first contradiction."""
     rows, columns = grid(_image_size(config), patch_size(config.encoder.name, config.encoder.patch_size))
-    if "mask_ratio" in config.method:
-        hidden_count(rows * columns, config.method["mask_ratio"])
     _check_channels(config)
+    _check_method(config, rows * columns)
     t, world = config.train, int(os.environ.get("WORLD_SIZE", 1))
     if sum(getattr(t, d) is not None for d in DURATIONS) != 1:
         raise ConfigError("how long to train is not said: give train.epochs, train.steps or train.minutes")
@@ -49,6 +48,22 @@ def check(config: Config) -> None:
             raise ConfigError(f"optim.warmup_epochs {warmup!r} must be auto or a number of epochs")
         if t.epochs is not None and warmup > t.epochs:
             raise ConfigError(f"optim.warmup_epochs {warmup} is longer than the run of {t.epochs} epochs: try {t.epochs / 20:g} or auto")
+
+
+def _check_method(config: Config, patches: int) -> None:
+    """What a method's words and those about images say of each other; what hangs on the encoder's width shows once it is made."""
+    method, d = config.method, config.data
+    if "mask_ratio" in method:
+        hidden_count(patches, method["mask_ratio"])
+    size = method.get("bottleneck_size")
+    if isinstance(size, int) and config.encoder.name not in ("dense", "linear"):  # of which one token is the whole image
+        kind = method.get("bottleneck", "global")
+        values = d.channels * config.image_size[0] * config.image_size[1]
+        code(size, values if kind == "global" else values // patches, config.encoder.embed_dim, kind)
+    if method.get("loss") == "bce" and any((*d.mean, *(s - 1 for s in d.std))):
+        raise ConfigError(
+            "method.loss=bce takes pixels in [0, 1], but data.mean and data.std move them: set mean to 0 and std to 1, or another loss"
+        )
 
 
 def _check_ranges(config: Config) -> None:

@@ -5,6 +5,7 @@ imports torch, so that help and configuration errors answer at once.
 """
 
 import difflib
+import operator
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import MISSING, fields, is_dataclass
@@ -18,6 +19,9 @@ from mae import checks, kinds
 from mae.checks import DURATIONS
 from mae.errors import ConfigError
 from mae.keys import FOLDER_OF, FREE, SECTIONS, Config, spelt
+
+LIMITS = {"at least": operator.ge, "above": operator.gt, "at most": operator.le, "below": operator.lt}
+LIMIT = rf"({'|'.join(LIMITS)}) (-?[\d.]+)"
 
 
 def configs_folder() -> Path:
@@ -211,6 +215,7 @@ def _typed(merged: Mapping[str, Any]) -> Config:
         values = merged[section] if section in FREE else {spelt(k): v for k, v in vars(getattr(config, section)).items()}
         for name, doc in (docs(section, merged[section].get("name")) if values or is_dataclass(cls) else {}).items():
             _check_choice(f"{section}.{name}", values.get(name), doc)
+            _check_range(f"{section}.{name}", values.get(name), known[f"{section}.{name}"], doc)
     return config
 
 
@@ -237,6 +242,16 @@ def _check_choice(name: str, value: Any, doc: str) -> None:
         return
     if kinds.shown(value) not in choices and name != "train.device":
         raise ConfigError(f"{name} {kinds.shown(value)!r} is unknown{_did_you_mean(kinds.shown(value), choices)}")
+
+
+def _check_range(name: str, value: Any, default: Any, doc: str) -> None:
+    """A line of help that begins with limits, as in 'above 0, at most 1: ...', means them of a number, and of each in a list."""
+    head = doc.split(":")[0]
+    if not re.fullmatch(f"{LIMIT}(, {LIMIT})*", head):
+        return
+    for number in value if isinstance(value, list) else [value]:
+        if isinstance(number, int | float) and not all(LIMITS[word](number, float(limit)) for word, limit in re.findall(LIMIT, head)):
+            raise ConfigError(f"{name} {number} must be {head.replace(', ', ' and ')}: the default is {kinds.shown(default)}")
 
 
 def _did_you_mean(word: str, known: Sequence[str], prefix: str = "") -> str:

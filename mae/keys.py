@@ -22,7 +22,7 @@ def public(path: str | None) -> str | None:
 
 
 def key(default: Any, doc: str) -> Any:
-    """A configuration key: its default and its line of help. A doc that opens with `a | b | c` limits the values to those."""
+    """A configuration key: its default and its line of help. One that opens with `a | b:` or `at least 0, below 1:` limits the values."""
     if isinstance(default, list | dict):
         return field(default_factory=lambda: type(default)(default), metadata={"doc": doc})
     return field(default=default, metadata={"doc": doc})

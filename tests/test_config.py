@@ -76,6 +76,34 @@ def test_a_bad_word_is_answered_with_the_way_out(word):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("vae method.beta=-1", "method.beta -1 must be at least 0: the default is 1.0"),
+        ("beta_vae method.beta=.nan", "must be at least 0: the default is 4.0"),
+        ("vq_vae method.codebook_size=1", "method.codebook_size 1 must be at least 2: the default is auto"),
+        ("vq_vae method.decay=1", "must be at least 0 and below 1: the default is 0.99"),
+        ("vq_vae method.levels=[5,1]", "method.levels 1 must be at least 2: the default is [8,5,5,5]"),
+        ("ae method.bottleneck_size=64", "an image has 64 values and the encoder is 64 wide: choose one from 1 to 63"),
+        ("ae method.bottleneck=token method.bottleneck_size=4", "a patch has 4 values and the encoder is 64 wide: choose one from 1 to 3"),
+        ("ae encoder.embed_dim=null method.bottleneck_size=64", "an image has 64 values: choose one from 1 to 63"),
+        ("ae method.loss=bce", "set mean to 0 and std to 1"),
+    ],
+)
+def test_a_methods_limits_are_known_from_the_words_alone(words, sentence):
+    """Their file's lines of help begin with them; nothing is made, nor torch imported, to find out."""
+    method, *rest = words.split()
+    with pytest.raises(ConfigError) as caught:
+        config.load([f"configs/methods/{method}.yaml", *rest])
+    assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize("words", ["vae method.beta=0", "vq_vae method.codebook_size=2", "ae encoder.name=linear method.bottleneck=token"])
+def test_what_is_just_allowed_is_allowed(words):
+    method, *rest = words.split()
+    config.load([f"configs/methods/{method}.yaml", *rest])
+
+
 def test_a_warm_up_longer_than_the_run_is_refused():
     with pytest.raises(ConfigError, match="longer than the run of 3"):
         config.load(["train.epochs=3", "optim.warmup_epochs=5"])

@@ -51,6 +51,19 @@ def test_four_passes_at_75_percent_hide_every_patch_exactly_three_times():
         assert shown.nonzero()[:, 0].tolist() == order[:4].sort().values.tolist()
 
 
+def test_a_patch_is_scored_while_it_is_hidden_alone(monkeypatch):
+    model, images = mae(mask_ratio=0.75), torch.randn(2, 1, 8, 8)
+    target, asked = model.target(vit.patchify(images, (2, 2))), model.predict
+
+    def predict(images, noise):
+        hidden = asked(images, noise=noise).hidden
+        return target + torch.where(hidden[..., None], 2.0, 100.0), hidden  # wrong by 2 where it is asked, anything where it sees
+
+    monkeypatch.setattr(model, "predict", predict)
+    scores = anomaly_maps._hidden_error(model, images, anomaly_maps.coverings(16, 4, 2, seed=3))
+    torch.testing.assert_close(scores, torch.full((2, 16), 4.0))
+
+
 @settings(max_examples=30, deadline=None)
 @given(count=st.integers(4, 60), values=st.integers(1, 30), seed=st.integers(0, 99))
 def test_the_area_is_scikit_learns_and_its_influences_sum_to_nothing(count, values, seed):

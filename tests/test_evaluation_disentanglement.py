@@ -94,6 +94,8 @@ def test_numbers_that_do_not_vary_change_nothing(factors):
     more = np.concatenate([z, np.zeros((IMAGES, 2)), 1e-3 * np.random.default_rng(0).normal(size=(IMAGES, 1))], axis=1)
     assert disentanglement.factor_vae(more, factors, votes=500) == 1.0
     assert disentanglement.mig(more, factors) > 0.97
+    mixed = [disentanglement.dci(np.concatenate([turned(z), np.zeros((IMAGES, n))], axis=1), factors, trees=3) for n in (0, 6)]
+    assert mixed[1]["dci_disentanglement"] == pytest.approx(mixed[0]["dci_disentanglement"], abs=0.02)
     assert disentanglement.factor_vae(np.zeros((IMAGES, 3)), factors, votes=10) == 0.0
 
 

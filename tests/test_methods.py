@@ -217,7 +217,7 @@ def test_remembering_is_told(monkeypatch):
         (["configs/methods/mae.yaml", "method.decoder_depth=-1"], "must not be below 0"),
         (["configs/methods/ae.yaml", "method.decoder_heads=0"], "leave them at auto"),
         (["configs/methods/pca.yaml", "method.components=65"], "from 1 to the 64 values"),
-        (["configs/methods/pixels.yaml", "method.side=0"], "leaves no pixel"),
+        (["configs/methods/pixels.yaml", "method.side=0"], "at least 1"),
         (["configs/methods/crossmae.yaml", "encoder.name=conv"], "choose a ViT"),
         (["configs/methods/ae.yaml", "encoder.name=conv", "data.image_size=9", "encoder.patch_size=3"], "a power of two"),
     ],

@@ -111,6 +111,20 @@ def test_units_are_dead_after_so_many_tokens_and_come_back_by_what_is_missing():
     assert torch.equal(method.silent, before)
 
 
+def test_dead_units_come_into_use_by_the_auxiliary_loss_alone():
+    revived = []
+    for weight in (0, 1 / 32):
+        words = ["encoder.frozen=true", "method.dead_after=300", "method.k=2", "method.expansion=2", f"method.aux_weight={weight}"]
+        method, (images, keys), dead = small(*words), inputs(), torch.arange(0, 64, 2)
+        with torch.no_grad():
+            drive = method.dictionary.read(method.standardise(method._tokens(images)))
+            method.dictionary.threshold[dead] = 0.2 - drive.amax((0, 1))[dead]  # active somewhere, but never among the largest
+        descend(method, images, keys, 60)
+        revived.append(int((method.silent[dead] == 0).sum()))
+    assert revived[0] == 0
+    assert revived[1] >= 8
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_batch_twice_is_a_batch_once(kind):
     method, (images, keys) = small(f"method.kind={kind}").eval(), inputs()
@@ -218,17 +232,17 @@ def test_the_images_that_activate_an_atom_most_come_first():
     ("word", "way_out"),
     [
         ("method.k=257", "1 to the 256 units"),
-        ("method.k=0", "1 to the 256 units"),
+        ("method.k=0", "at least 1"),
         ("method.k=4.5", "k 4.5 is no whole number"),
         ("method.expansion=1.5", "expansion 1.5 is no whole number"),
         ("method.k_aux=1000", "raise method.expansion"),
         ("method.kind=lasso", "topk, l1, kl"),
-        ("method.expansion=0", "choose more"),
-        ("method.aux_weight=-1", "below 0"),
-        ("method.l1=-0.1", "below 0"),
-        ("method.beta=-1", "below 0"),
-        ("method.rho=1", "between 0 and 1"),
-        ("method.dead_after=0", "try auto"),
+        ("method.expansion=0", "above 0"),
+        ("method.aux_weight=-1", "at least 0"),
+        ("method.l1=-0.1", "at least 0"),
+        ("method.beta=-1", "at least 0"),
+        ("method.rho=1", "above 0 and below 1"),
+        ("method.dead_after=0", "the default is auto"),
     ],
 )
 def test_bad_settings_are_refused(word, way_out):

@@ -48,10 +48,10 @@ def test_straight_through_hands_the_gradient_on_unchanged(learned):
     slope = torch.randn(z.shape)
     assert torch.equal(torch.autograd.grad((quantised.vectors * slope).sum(), z, retain_graph=True)[0], slope)
     gradient = torch.autograd.grad(quantised.commitment, z)[0]
-    book.eval()
     assert gradient.abs().sum() > 0
+    fresh = book.eval()(z, keys)
+    assert torch.equal(fresh.vectors, book.vectors_of(fresh.indices))  # what is handed on are codes, and not the latents
     if learned:  # reconstruction does not move the codes, their own loss does
-        fresh = book(z, keys)
         assert torch.autograd.grad(fresh.vectors.sum(), book.vectors, allow_unused=True)[0] is None
         assert torch.autograd.grad(fresh.codebook_loss, book.vectors)[0].abs().sum() > 0
 
@@ -76,6 +76,7 @@ def test_fsq_codes_and_levels_are_a_bijection(levels):
     assert torch.equal(fsq.indices((vectors * 0.999).atanh()), indices)
     z = torch.randn(2, 50, len(levels), requires_grad=True)
     made = fsq(z, torch.arange(2)).vectors
+    assert torch.equal(made, fsq.vectors_of(fsq.indices(z)))
     assert ((made - z.tanh()).abs() <= 1 / (torch.tensor(levels) - 1) + 1e-6).all()
     slope = torch.autograd.grad(made.sum(), z)[0]
     torch.testing.assert_close(slope, 1 - z.detach().tanh() ** 2)
@@ -304,9 +305,9 @@ def test_a_convolutional_encoder_has_a_code_for_every_place():
     [
         (["method.codebook_size=1"], "at least 2"),
         (["method.codebook=vqgan"], "ema, gradient, fsq"),
-        (["method.commitment=-1"], "0 or more"),
+        (["method.commitment=-1"], "at least 0"),
         (["method.decay=1"], "below 1"),
-        (["method.restart_below=1"], "try 0.05"),
+        (["method.restart_below=1"], "below 1: the default is 0.05"),
         (["method.code_width=0"], "at least 1"),
         (["method.prior_depth=0"], "at least 1"),
         (["method.prior_width=0"], "at least 1"),

@@ -1,11 +1,13 @@
 """Pictures show what they say that they show."""
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from interop_models import encoder_of, masked_autoencoder, untrained_run
+from matplotlib.colors import to_rgb
 from PIL import Image
 
 import mae
@@ -17,6 +19,7 @@ from mae.errors import Preempted
 from mae.evaluation import canvas, drawing, reconstruction_pictures
 from mae.interop import huggingface
 from mae.keys import Data
+from mae.methods.sparse import TopImages
 from mae.nets.attention import last_attention
 from mae.nets.vit import choose_attention
 from mae.reporting import curves
@@ -66,6 +69,23 @@ def test_unknown_pixels_are_tinted_and_marked_images_framed():
     assert tint.any()
     assert frame.any()
     assert not (np.abs(drawing.image_rows([("row", image)]) / 255 - np.array((0.698, 0.094, 0.169))).max(2) < 0.02).any()
+
+
+def test_the_patch_that_activates_an_atom_most_is_framed(monkeypatch):
+    blue = np.array([0.2, 0.4, 0.9])
+    picture = drawing.image_rows([("row", np.broadcast_to(blue, (1, 8, 8, 3)))], boxes={(0, 0): (4, 2, 2, 4)}) / 255
+    shown, framed = (np.argwhere(np.abs(picture - colour).max(2) < 0.02) for colour in (blue, to_rgb(drawing.BOX)))
+    (top, left), (height, width) = shown.min(0), np.ptp(shown, axis=0)
+    near = dict(abs=0.03)
+    assert ((framed.min(0) - (top, left)) / (height, width)).tolist() == [pytest.approx(4 / 8, **near), pytest.approx(2 / 8, **near)]
+    assert ((framed.max(0) - (top, left)) / (height, width)).tolist() == [pytest.approx(6 / 8, **near), pytest.approx(6 / 8, **near)]
+
+    model, images = mae.create(["configs/methods/sparse.yaml", "encoder.depth=1"]), torch.randn(4, 1, 8, 8)
+    model.top_images = lambda batches, atoms, count: TopImages(torch.tensor([7]), images[None], torch.tensor([[0, 3, 4, 15]]), None)
+    drawn = {}
+    monkeypatch.setattr(drawing, "image_rows", lambda rows, **how: drawn.update(how))
+    pictures._atoms(SimpleNamespace(model=model, config=config.load([])), [(images, None)])
+    assert list(drawn["boxes"].values()) == [(0, 0, 2, 2), (0, 6, 2, 2), (2, 0, 2, 2), (6, 6, 2, 2)]
 
 
 def test_pixels_that_do_not_fill_zero_to_one_are_shown_about_their_mean_and_the_caption_says_so():

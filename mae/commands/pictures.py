@@ -154,5 +154,11 @@ def _atoms(subject: Any, batches: list[Any]) -> Any:
     model, held_out = subject.model, sum(len(images) for images, _ in batches)
     found = model.top_images(batches, atoms=min(ATOMS, model.dictionary.units), count=min(PICTURED, held_out))
     rows = [(f"atom {int(a)}", canvas.colours(row, subject.config)) for a, row in zip(found.atoms, found.images, strict=True)]
-    caption = canvas.captioned("held-out images that most activate each atom", subject.config)
-    return drawing.image_rows(rows, caption=caption, size=1.0)
+    (height, width), columns = model.encoder.patch_embed.patch_size, model.encoder.patch_embed.grid_size[1]
+    boxes = {
+        (i, j): (place // columns * height, place % columns * width, height, width)
+        for i, row in enumerate(found.places.tolist())
+        for j, place in enumerate(row)
+    }
+    caption = canvas.captioned("held-out images that most activate each atom, by the patch that is framed", subject.config)
+    return drawing.image_rows(rows, caption=caption, size=1.0, boxes=boxes)

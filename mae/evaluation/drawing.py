@@ -11,7 +11,7 @@ from mae.evaluation import canvas
 
 MARGIN = 12  # pixels
 CHARACTERS_AN_INCH = 15  # of captions
-WRONG = "#b2182b"  # of frames
+WRONG, BOX = "#b2182b", "#ff7f0e"  # of frames
 HIDDEN = (0.80, 0.86, 0.95)  # the tint of pixels that are not there
 
 
@@ -22,11 +22,12 @@ def image_rows(
     size: float = 0.9,
     heads: Mapping[int, str] = MappingProxyType({}),
     marked: Collection[tuple[int, int]] = (),
+    boxes: Mapping[tuple[int, int], tuple[int, int, int, int]] = MappingProxyType({}),
 ) -> np.ndarray:
     """One titled row an entry, one column an image: arrays (N, H, W, 3) of colours, N the same in all; `size` inches an image.
 
     NaN pixels are tinted: nothing is known there. `heads`: words over columns, each from there on; `marked`: (row, column) of images
-    that get a red frame.
+    that get a red frame; `boxes`: (row, column) -> (top, left, height, width) in an image's pixels, framed in it.
     """
     from matplotlib.patches import Rectangle
 
@@ -49,6 +50,10 @@ def image_rows(
     for i, j in marked:
         corner, sides = (j * wide - gap / 4, i * tall - gap / 4), (wide - gap / 2, tall - gap / 2)
         axis.add_patch(Rectangle(corner, *sides, fill=False, edgecolor=WRONG, linewidth=1.6, clip_on=False))
+    dots = (tall - gap) // height  # a pixel
+    for (i, j), (top, left, h, w) in boxes.items():
+        corner, sides = (j * wide + left * dots - 0.5, i * tall + top * dots - 0.5), (w * dots, h * dots)
+        axis.add_patch(Rectangle(corner, *sides, fill=False, edgecolor=BOX, linewidth=1.2))
     axis.annotate("\n".join(lines), (0, 0), (0, -8), "axes fraction", "offset points", fontsize=8, color="#555555", va="top")
     return _trimmed(canvas.rendered(axis.figure))
 

@@ -1,6 +1,6 @@
 """What a model's code space looks like: images drawn from it, lines between images, and walks along its most active numbers."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -58,6 +58,11 @@ def walks(subject: Subject, codes: Tensor) -> np.ndarray:
         walked = flat[:1].repeat(STEPS, 1)
         walked[:, k] = mean[k] + torch.linspace(-REACH, REACH, STEPS, device=flat.device) * deviation[k]
         made = subject.model.decode(walked.view(STEPS, *codes.shape[1:]))
-        rows.append((f"z{k}, std {deviation[k]:.2g}", canvas.colours(made, subject.config)))
+        rows.append((f"{_named(k, codes.shape[1:])}, std {deviation[k]:.2g}", canvas.colours(made, subject.config)))
     caption = f"an image's code, one number at a time moved from -{REACH} to +{REACH} of its standard deviations about its mean"
     return drawing.image_rows(rows, size=0.75, caption=canvas.captioned(caption, subject.config))
+
+
+def _named(k: int, shape: Sequence[int]) -> str:
+    """Number k of a code of this shape: (size,), or (places, size)."""
+    return f"z{k}" if len(shape) == 1 else f"patch {k // shape[1]}, z{k % shape[1]}"

@@ -4,7 +4,6 @@ import importlib
 from types import ModuleType
 
 from mae.config import Config
-from mae.errors import ConfigError
 from mae.methods.base import Autoencoder
 from mae.nets import encoders
 
@@ -16,10 +15,6 @@ def build(config: Config) -> Autoencoder:
     Raises ConfigError where encoder, method and data do not fit each other.
     """
     arguments = {k: v for k, v in config.method.items() if k != "name"}
-    if arguments.get("loss") == "bce" and any((*config.data.mean, *(s - 1 for s in config.data.std))):
-        raise ConfigError(
-            "method.loss=bce takes pixels in [0, 1], but data.mean and data.std move them: set mean to 0 and std to 1, or another loss"
-        )
     name, overrides = config.encoder.name, config.encoder.overrides
     encoder = encoders.create(name, image_size=config.image_size, channels=config.data.channels, overrides=overrides)
     if config.encoder.frozen:

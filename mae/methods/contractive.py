@@ -31,7 +31,7 @@ class Contractive(Autoencoder):
     `finite_difference` needs no second derivative, costs one more encoding a probe and may be compiled; `hutchinson` differentiates
     twice (through explicit attention, which is slower; never compiled); both are unbiased but for the step's square. The default step
     errs by about 1%, through curvature and through the 10-bit mantissas of cuDNN's float32 convolutions alike. `closed_form` is exact.
-    Raises ConfigError where closed_form does not apply and for weights, steps and codes that mean nothing.
+    Raises ConfigError where closed_form does not apply and for codes that are none.
     """
 
     def __init__(
@@ -54,10 +54,6 @@ class Contractive(Autoencoder):
             raise ConfigError(f"method.penalty {penalty} is unknown: choose one of {', '.join(PENALTIES)}")
         if penalty == "closed_form" and not units:
             raise ConfigError("method.penalty closed_form is for one sigmoid layer: set encoder.name=dense or penalty=finite_difference")
-        if weight < 0:
-            raise ConfigError(f"method.weight {weight} would reward a code that moves: choose 0 (a plain autoencoder) or more")
-        if step <= 0 or probes < 1:
-            raise ConfigError(f"method.step {step} must be above 0 and method.probes {probes} at least 1: try 0.01 and 1")
         if units and bottleneck_size not in ("auto", encoder.embed_dim):
             raise ConfigError(f"with encoder.name=dense the {encoder.embed_dim} units are the code: leave method.bottleneck_size at auto")
         self.weight, self.penalty, self.step, self.probes = weight, penalty, step, probes
@@ -184,7 +180,7 @@ def _alarms(figures: dict[str, float], values: int) -> list[str]:
             f"the code hardly depends on the image, its Jacobian ratio is {figures['jacobian_ratio']:.2f} and its spread "
             f"{100 * figures['code_spread']:.0f}% of its size: lower method.weight"
         )
-    if figures["decoder_expansion"] > 20 * max(values / figures["code_size"], 1):
+    elif figures["decoder_expansion"] > 20 * max(values / figures["code_size"], 1):
         alarms.append(
             f"the code has shrunk instead of becoming contractive, the decoder expands {figures['decoder_expansion']:.0f} times what the "
             "encoder shrinks: lower method.weight"

@@ -28,6 +28,7 @@ from mae.nets.gaussian import Gaussian, gaussian
 from mae.nets.statistics import global_mean
 
 LOSSES = {"l1": F.l1_loss, "l2": F.mse_loss}
+QUIET = -4.0  # log-variance of every code at the start
 DECAY = 0.99  # of the running moments of z
 OFF_SCALE = 1.25  # latents scaled to a deviation further from 1 than this factor are worth an alarm
 
@@ -35,7 +36,7 @@ OFF_SCALE = 1.25  # latents scaled to a deviation further from 1 than this facto
 class KLAE(Autoencoder):
     """`latent_channels` numbers a place; `auto` is 4, the paper's for f = 8, and at most a quarter of a patch's values.
 
-    Raises ConfigError for a code with as many numbers as the image, an unknown loss and a negative weight.
+    Raises ConfigError for a code with as many numbers as the image and an unknown loss.
     """
 
     moments: Tensor
@@ -55,12 +56,13 @@ class KLAE(Autoencoder):
         super().__init__(encoder)
         if loss not in LOSSES:
             raise ConfigError(f"method.loss {loss} is unknown: choose one of {', '.join(LOSSES)}")
-        if kl_weight < 0:
-            raise ConfigError(f"method.kl_weight {kl_weight} is below 0: choose 0 or more")
         channels = _channels(vit.patch_values(encoder), encoder.embed_dim, latent_channels)
         self.error, self.kl_weight = LOSSES[loss], kl_weight
         self.grid = encoder.patch_embed.grid_size
         self.bottleneck = Bottleneck(encoder, kind="token", size=channels, width=encoder.embed_dim, moments=2)
+        with torch.no_grad():  # codes that start amid noise of their own size may sink in it for good: the KL is too weak to call it back
+            self.bottleneck.squeeze.weight[channels:] = 0
+            self.bottleneck.squeeze.bias[channels:] = QUIET
         self.decoder = image_decoder(encoder, depth=decoder_depth, width=decoder_width, heads=decoder_heads, inputs=encoder.embed_dim)
         self.log_scale = nn.Parameter(torch.zeros(()))  # log s: the error a pixel that the decoder is expected to make
         self.register_buffer("moments", torch.tensor([0.0, 1.0]))  # running means of z and of z^2
@@ -130,7 +132,10 @@ class KLAE(Autoencoder):
         figures = {"kl": float(kl.mean()), "scale_factor": float(self.scale_factor), "scaled_deviation": scaled}
         alarms = list(rank.alarms)
         if not 1 / OFF_SCALE < scaled < OFF_SCALE:
-            alarms.append(f"the scaled latents' standard deviation is {scaled:.2f}, not 1: train for longer, or call fit_scale(batches)")
+            alarms.append(
+                f"the scaled latents' standard deviation is {scaled:.2f}, not 1: train for longer, lower optim.base_lr or, in Python, call "
+                "fit_scale(batches)"
+            )
         return Diagnosis(rank.figures | figures, alarms)
 
     def _count(self, z: Tensor) -> None:

@@ -2,21 +2,18 @@
 
 from torch import Tensor
 
-from mae.errors import ConfigError
 from mae.methods.base import Autoencoder
 from mae.nets.encoders import Encoder
 from mae.nets.pixels import reduced
 
 
 class Pixels(Autoencoder):
-    """The image itself, reduced to at most `side` pixels a side. Raises ConfigError for a side below 1."""
+    """The image itself, reduced to at most `side` pixels a side."""
 
     learns = False
 
     def __init__(self, encoder: Encoder, *, side: int = 32) -> None:
         super().__init__(encoder)
-        if side < 1:
-            raise ConfigError(f"method.side {side} leaves no pixel: choose one from 1")
         self.side = side
 
     def encode(self, images: Tensor, pool: str = "mean") -> Tensor:

@@ -47,7 +47,7 @@ class Sparse(Autoencoder):
     is made, where its tokens shall be the target.
 
     With `l1` on images the decoder after the dictionary could take up the code's scale: the rows that read the code then have unit norm
-    too, and only a threshold makes the code small. Raises ConfigError for settings that mean nothing.
+    too, and only a threshold makes the code small. Raises ConfigError for more active units than there are.
     """
 
     batch_statistics = True  # tokens are standardised over the batch, and rho is compared with its mean
@@ -82,7 +82,7 @@ class Sparse(Autoencoder):
         self.k_aux = _whole("k_aux", k_aux, min(256, width // 2))
         self.dead_after = _whole("dead_after", dead_after, 10_000_000 if width >= 768 else 100_000)
         self.l1 = (1.0 if self.of_tokens else vit.patch_values(encoder) / width) if l1 == "auto" else float(l1)
-        _check(units, self.k, self.k_aux, aux_weight, self.dead_after, self.l1, rho, beta)
+        _check(units, self.k, self.k_aux)
         self.active_above = 0.5 if kind == "kl" else 0.0  # from which activation on a unit counts as active
 
         self.standardise = Standardise(width)
@@ -256,15 +256,9 @@ def _whole(name: str, value: int | str, auto: int) -> int:
     return int(value)
 
 
-def _check(units: int, k: int, k_aux: int, aux_weight: float, dead_after: int, l1: float, rho: float, beta: float) -> None:
+def _check(units: int, k: int, k_aux: int) -> None:
     if units < 2:
         raise ConfigError(f"method.expansion makes {units} units of the encoder's width: choose more, say method.expansion=8")
     for name, value in (("k", k), ("k_aux", k_aux)):
         if not 0 < value <= units:
             raise ConfigError(f"method.{name} {value} must be from 1 to the {units} units: lower it or raise method.expansion")
-    if min(aux_weight, l1, beta) < 0:
-        raise ConfigError("method.aux_weight, method.l1 and method.beta must not be below 0: leave them out")
-    if dead_after < 1:
-        raise ConfigError(f"method.dead_after {dead_after} must be at least one token: try auto")
-    if not 0 < rho < 1:
-        raise ConfigError(f"method.rho {rho} must lie between 0 and 1: the usual value is 0.05")

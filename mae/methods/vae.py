@@ -39,7 +39,7 @@ class VAE(Autoencoder):
     `loss: gaussian` has the fixed `variance` a pixel, `bce` takes pixels in [0, 1] as probabilities. `free_bits` is the least that a
     dimension's batch-mean KL counts as; beta rises linearly over the first `warmup_steps`, without which an untrained decoder learns to
     pass over the code. `capacity` takes beta's place. In training the calibrated variance is that of the global batch, in evaluation a
-    running average of these. Raises ConfigError for settings that mean nothing or exclude each other.
+    running average of these. Raises ConfigError for an unknown loss and for settings that exclude each other.
     """
 
     batch_statistics = True
@@ -64,11 +64,8 @@ class VAE(Autoencoder):
         decoder_heads: int | str = "auto",
     ) -> None:
         super().__init__(encoder)
-        _check(beta=beta, free_bits=free_bits, warmup_steps=warmup_steps, capacity=capacity)
         if loss not in LOSSES:
             raise ConfigError(f"method.loss {loss} is unknown: choose one of {', '.join(LOSSES)}")
-        if variance <= 0 or capacity_steps < 1 or capacity_weight <= 0:
-            raise ConfigError("method.variance, method.capacity_steps and method.capacity_weight must be above zero: leave them out")
         if capacity and free_bits:
             raise ConfigError("method.capacity and method.free_bits both hold the KL up: set one of them to 0")
         self.beta, self.loss, self.free_bits, self.warmup_steps = beta, loss, free_bits, warmup_steps
@@ -162,7 +159,8 @@ class VAE(Autoencoder):
         alarms = []
         if (active < max(1, COLLAPSED * k) or figures["kl"] < LITTLE) and len(posterior.mean) > 1:
             alarms.append(
-                f"posterior collapse: {active or 'none'} of the {k} latents depends on the image (KL {figures['kl']:.2f} nats), so that "
+                f"posterior collapse: {active or 'none'} of the {k} latents depend{'s' * (active < 2)} on the image "
+                f"(KL {figures['kl']:.2f} nats), so that "
                 "reconstructions are nearly the same: lower method.beta, or set method.free_bits=0.1 or method.warmup_steps"
             )
         return Diagnosis(figures, alarms)
@@ -205,9 +203,3 @@ class VAE(Autoencoder):
         else:
             each = log_normal(images.float(), made.float(), self.variance.log())
         return each.flatten(1).sum(1)
-
-
-def _check(**settings: float) -> None:
-    for name, value in settings.items():
-        if value < 0:
-            raise ConfigError(f"method.{name} {value} is below 0: choose 0 or more")

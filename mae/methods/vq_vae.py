@@ -67,7 +67,6 @@ class VQVAE(Autoencoder):
             self.quantiser = quantise.FSQ(_levels(levels))
         else:
             size = min(512, 2 * encoder.embed_dim) if codebook_size == "auto" else int(codebook_size)
-            _check(size, code_width, commitment, decay, restart_below)
             learned = codebook == "gradient"
             self.writes_parameters = learned  # codes start over as latents
             self.quantiser = quantise.Codebook(size, code_width, decay=decay, restart_below=restart_below, learned=learned)
@@ -143,9 +142,9 @@ class VQVAE(Autoencoder):
         possible = min(self.quantiser.size, len(found))
         if perplexity < max(COLLAPSED * possible, 1.5):
             fixed = isinstance(self.quantiser, quantise.FSQ)
-            remedy = "choose smaller method.levels" if fixed else "raise method.restart_below or set method.codebook=fsq"
+            remedy = " or choose smaller method.levels" if fixed else ", raise method.restart_below or set method.codebook=fsq"
             carry = f"of {self.quantiser.size} codes about {perplexity:.1f} carry all held-out images"
-            alarms.append(f"index collapse: {carry}: lower optim.base_lr, {remedy}")
+            alarms.append(f"index collapse: {carry}: lower optim.base_lr{remedy}")
         return Diagnosis({"perplexity": perplexity, "codebook_usage": usage, "codebook_size": float(self.quantiser.size)}, alarms)
 
     def _latents(self, images: Tensor) -> Tensor:
@@ -164,28 +163,13 @@ class VQVAE(Autoencoder):
 
 
 def _levels(levels: Sequence[int]) -> Sequence[int]:
-    if not levels or any(not isinstance(level, int) or level < 2 for level in levels):
-        raise ConfigError(f"method.levels {levels} must be whole numbers of at least 2: try {LEVELS}")
+    if not levels or any(not isinstance(level, int) for level in levels):
+        raise ConfigError(f"method.levels {levels} must be whole numbers: try {LEVELS}")
     return levels
-
-
-def _check(size: int, width: int, commitment: float, decay: float, restart_below: float) -> None:
-    if size < 2:
-        raise ConfigError(f"method.codebook_size {size} tells no image from another: choose at least 2, the paper has 512")
-    if width < 1:
-        raise ConfigError(f"method.code_width {width} must be at least 1: the paper has 64")
-    if commitment < 0:
-        raise ConfigError(f"method.commitment {commitment} is below 0: choose 0 or more, the paper has 0.25")
-    if not 0 <= decay < 1:
-        raise ConfigError(f"method.decay {decay} must be at least 0 and below 1: the paper has 0.99")
-    if not 0 <= restart_below < 1:
-        raise ConfigError(f"method.restart_below {restart_below} must be at least 0 (never) and below 1 (the mean usage): try 0.05")
 
 
 def _prior(codes: int, encoder: Encoder, depth: int, width: int | str) -> prior.Prior:
     width = min(256, encoder.embed_dim) if width == "auto" else int(width)
-    if depth < 1 or width < 1:
-        raise ConfigError(f"method.prior_depth {depth} and method.prior_width {width} must be at least 1: try 4 and auto")
     heads = max(math.gcd(width, width // 32 or 1), 1)
     net = prior.Prior(codes=codes, places=encoder.patch_embed.num_patches, width=width, depth=depth, heads=heads)
     return net.requires_grad_(False)

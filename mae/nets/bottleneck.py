@@ -3,7 +3,7 @@
 from torch import Tensor, nn
 
 from mae.errors import ConfigError
-from mae.nets import vit
+from mae.nets import sizes, vit
 from mae.nets.encoders import Encoder
 
 KINDS = ("global", "token")
@@ -24,7 +24,7 @@ class Bottleneck(nn.Module):
         self.places = encoder.patch_embed.num_patches
         self.prefix = encoder.num_prefix_tokens
         self.kind, self.size = kind, size
-        _check(size, vit.patch_values(encoder) * (self.places if kind == "global" else 1), encoder.embed_dim, kind)
+        sizes.code(size, vit.patch_values(encoder) * (self.places if kind == "global" else 1), encoder.embed_dim, kind)
         self.squeeze = nn.Linear(encoder.embed_dim, moments * size)
         self.spread = nn.Linear(size, width * (self.places if kind == "global" else 1))
         vit.initialise(self)
@@ -38,15 +38,3 @@ class Bottleneck(nn.Module):
         """A code (B, size) or (B, N, size) -> a token for every place (B, N, width)."""
         spread = self.spread(code)
         return spread.unflatten(-1, (self.places, -1)) if self.kind == "global" else spread
-
-
-def _check(size: int, values: int, width: int, kind: str) -> None:
-    """`values` of the image or the patch; `width` of the token that the code is read from."""
-    if 0 < size < values and size <= width:
-        return
-    whole = "an image" if kind == "global" else "a patch"
-    widest = min(values - 1, width)
-    way_out = f"choose one from 1 to {widest}" if widest else "raise encoder.patch_size"
-    raise ConfigError(
-        f"method.bottleneck_size {size} is no bottleneck where {whole} has {values} values and the encoder is {width} wide: {way_out}"
-    )

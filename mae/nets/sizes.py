@@ -31,3 +31,17 @@ def hidden_count(patches: int, mask_ratio: float) -> int:
         low, high = math.ceil(1000 / patches) / 1000, math.floor(1000 - 1000 / patches) / 1000
         raise ConfigError(f"method.mask_ratio {mask_ratio} hides {what} of the {patches} patches: choose one from {low} to {high}")
     return hidden
+
+
+def code(size: int, values: int, width: int | None, kind: str) -> None:
+    """Raises ConfigError for a code of `size` numbers, no fewer than the image (`kind` global) or the patch (token) has that it stands for.
+
+    `values` are theirs; `width` is that of the token which the code is read from, None where it is not known yet.
+    """
+    widest = values - 1 if width is None else min(values - 1, width)
+    if 0 < size <= widest:
+        return
+    whole = "an image" if kind == "global" else "a patch"
+    facts = f"{whole} has {values} values" + ("" if width is None else f" and the encoder is {width} wide")
+    way_out = f"choose one from 1 to {widest}" if widest else "raise encoder.patch_size"
+    raise ConfigError(f"method.bottleneck_size {size} is no bottleneck where {facts}: {way_out}")

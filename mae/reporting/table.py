@@ -15,7 +15,7 @@ def text(entries: Sequence[Entry]) -> str:
     every other protocol its first figures in a table of its own.
     """
     if not entries:
-        return "no protocol could be run (they need labels and a test split)"
+        return "nothing was evaluated: evaluate.protocols is empty, or its protocols need labels and a test split that the data lack"
     encoders = list(dict.fromkeys(e["encoder"]["name"] for e in entries))
     scored = {e["protocol"]: "accuracy" in e["metrics"] for e in entries}
     by_cell = {(e["encoder"]["name"], e["protocol"]): e for e in entries}
