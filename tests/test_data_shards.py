@@ -107,26 +107,70 @@ def test_the_walk_finds_what_tarfile_wrote(tmp_path_factory, names, sizes, kind,
     assert found == expected
 
 
-def test_any_cut_and_any_flipped_header_bit_is_found(tmp_path):
+def test_any_cut_and_any_flipped_header_byte_is_found(tmp_path):
     path = tmp_path / "x-0000.tar"
     write(path, range(4))
     raw = path.read_bytes()
     end = len(raw.rstrip(b"\0")) + 511 & ~511
-    for cut in (0, 1, 511, 512, 600, 1024, 3 * 512, end - 512, end, end + 512, end + 1023):
+    for cut in [*range(0, end + 1024, 512), 1, 511, 600, end + 1023]:  # what follows the two blocks at the end is padding
         path.write_bytes(raw[:cut])
         with pytest.raises(ConfigError, match=r"x-0000\.tar .* byte \d+"):
             list(tar.members(path))
     rng = np.random.default_rng(0)
-    headers = [m.offset - 512 for m in _members(raw, path)]
-    for position in rng.integers(0, 257, 60):  # the fields that are used lie before byte 257
-        damaged = bytearray(raw)
-        damaged[rng.choice(headers) + position] ^= 1 << rng.integers(8)
-        path.write_bytes(damaged)
-        with pytest.raises(ConfigError, match=r"x-0000\.tar .* byte \d+"):
-            list(tar.members(path))
+    first, *_, last = (m.offset - 512 for m in _members(raw, path))
+    with open(path, "r+b", buffering=0) as file:
+        for at in (np.array([first, last, end, end + 512])[:, None] + np.arange(512)).ravel().tolist():  # every byte of a header
+            os.pwrite(file.fileno(), bytes([raw[at] ^ int(rng.integers(1, 256))]), at)
+            with pytest.raises(ConfigError, match=r"x-0000\.tar .* byte \d+"):
+                list(tar.members(path))
+            os.pwrite(file.fileno(), raw[at : at + 1], at)
     path.write_bytes(raw[:1024] + bytes(1024) + raw[2048:])  # blocks lost in the middle
     with pytest.raises(ConfigError, match="damaged"):
         list(tar.members(path))
+
+
+def header(name, size, kind):
+    block = bytearray(512)
+    block[: len(name)], block[124 : 124 + len(size)], block[156:157], block[257:265] = name, size, kind, b"ustar\x0000"
+    block[148:156] = b"%06o\0 " % (sum(block) + 8 * ord(" "))
+    return bytes(block)
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    said=st.lists(st.sampled_from([*b"0123456789", *b"size=path=\n ./\xff\xc3\0", b"12 size=", b"9" * 5000, b"20 path="]), max_size=40),
+    kind=st.sampled_from([b"x", b"L", b"g", b"K"]),
+    size=st.binary(min_size=12, max_size=12) | st.just(b"00000000012\0"),
+)
+def test_whatever_a_valid_header_says_is_taken_or_answered(tmp_path_factory, said, kind, size):
+    path = tmp_path_factory.getbasetemp() / "hostile.tar"
+    text = b"".join(part if isinstance(part, bytes) else bytes([part]) for part in said)
+    own = header(b"a.png", size, b"0") + b"0123456789".ljust(512, b"\0")
+    path.write_bytes(header(b"x", b"%011o\0" % len(text), kind) + text + bytes(-len(text) % 512) + own + bytes(1024))
+    try:
+        found = index.index_of_shard(path, path.name)
+        assert (found.offsets + found.sizes <= path.stat().st_size).all()
+    except ConfigError as error:
+        assert "hostile.tar" in str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize(
+    ("name", "said", "message"),
+    [(b"x", b"2 " * 600_000 + b"=", "an extended header of"), (b"x", b"5011 path=%s\n" % (b"y" * 5000), "a name of 5000 letters")],
+)
+def test_headers_that_want_the_readers_memory_or_time_are_refused(tmp_path, name, said, message):
+    (tmp_path / "0.tar").write_bytes(
+        header(name, b"%011o\0" % len(said), b"x") + said + bytes(-len(said) % 512) + header(b"a.png", b"", b"0") + bytes(1024)
+    )
+    with pytest.raises(ConfigError, match=message):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize("make", [os.mkdir, os.mkfifo, lambda path: os.symlink(path, path)])
+def test_what_is_called_a_shard_and_is_no_file_is_told(tmp_path, make):
+    make(tmp_path / "0.tar")
+    with pytest.raises(ConfigError, match=r"0\.tar (is no file|cannot be opened)"):
+        opened(tmp_path)
 
 
 def _members(raw, path):
@@ -167,7 +211,11 @@ def test_missing_shards_are_named(tmp_path):
 @pytest.mark.parametrize(
     ("members", "message"),
     [
-        ({"a.png": png(1), "a.cls": b"cat"}, "a label is a number"),
+        ({"a.png": png(1), "a.cls": b"cat"}, "a label is the number of a class"),
+        (
+            {"a.png": png(1), "a.cls": b"123456789"},
+            "a label is the number of a class",
+        ),  # an image's number: as many classes fill the memory
         ({"a.png": png(1), "a.jpg": png(1)}, "two images"),
         ({"a.png": png(1), "b.png": png(1), "b.cls": b"0"}, "a.png has no .cls"),
         ({"a.txt": b"no image"}, "hold no images"),
@@ -202,6 +250,25 @@ def test_the_index_is_made_once_and_again_when_a_shard_changes(tmp_path, monkeyp
         file.write_bytes(b"damaged")
     opened(tmp_path)
     assert made == [1, 1]
+
+
+def test_an_index_that_another_rank_stored_meanwhile_is_taken(tmp_path):
+    write(tmp_path / "0.tar", range(3))
+    made = index.make_index(tmp_path, ["0.tar"])
+    first = index.store(tmp_path / "index", made)
+    before = os.stat(tmp_path / "index" / "keys.npy").st_ino
+    assert index.store(tmp_path / "index", made).keys.tolist() == first.keys.tolist()
+    assert os.stat(tmp_path / "index" / "keys.npy").st_ino == before  # its readers may be opening these files
+    assert [path.name for path in tmp_path.iterdir() if path.is_dir()] == ["index"]
+
+
+def test_names_that_are_no_unicode_are_names(tmp_path):
+    with tarfile.open(tmp_path / "0.tar", "w", format=tarfile.GNU_FORMAT) as archive:
+        for number in range(4):
+            add(archive, os.fsdecode(b"caf\xe9%d.png" % number), png(number))
+    splits = opened(tmp_path)
+    assert sorted(values(splits.train) + values(splits.validation) + values(splits.test)) == [*range(4)]
+    assert os.fsencode(splits.test.name_of(0)).startswith(b"0.tar/caf\xe9")
 
 
 def test_damage_inside_a_shard_is_named_when_it_is_read(tmp_path):

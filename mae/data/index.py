@@ -79,8 +79,11 @@ def cached_index(root: Path, names: list[str], cache: Path) -> Index:
 
 
 def place_of(root: Path, names: list[str], cache: Path) -> Path:
-    """The folder in `cache` of the index of these shards as they are now."""
-    stats = [(name, status.st_size, status.st_mtime_ns) for name in names for status in [(root / name).stat()]]
+    """The folder in `cache` of the index of these shards as they are now. Raises ConfigError where one is a link to nowhere."""
+    try:
+        stats = [(name, status.st_size, status.st_mtime_ns) for name in names for status in [(root / name).stat()]]
+    except OSError as error:
+        raise ConfigError(f"{error.filename} cannot be opened ({error.strerror}): copy it again or move it out of data.path") from error
     return cache / f"shards-{hashlib.blake2b(json.dumps([VERSION, stats]).encode(), digest_size=16).hexdigest()}"
 
 
@@ -127,8 +130,10 @@ def store(folder: Path, index: Index) -> Index:
         try:
             for name in ARRAYS:
                 np.save(temporary / f"{name}.npy", getattr(index, name))
-            if folder.exists():  # damaged
-                shutil.rmtree(folder)
+            try:
+                return load(folder)  # another rank was faster, and its readers may be opening it
+            except (OSError, ValueError):
+                shutil.rmtree(folder, ignore_errors=True)  # damaged
             temporary.rename(folder)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -200,8 +205,10 @@ def _samples(path: Path) -> Iterator[tuple[int, int, int, str]]:
             images[key] = member
         elif extension.lower() == "cls":
             text = member.head.strip() if member.size <= tar.HEAD else b""
-            if not re.fullmatch(rb"\d{1,9}", text):
-                raise ConfigError(f"{path}: {member.name} at byte {member.offset} holds {text[:20]!r}, a label is a number from 0")
+            if not re.fullmatch(rb"\d{1,7}", text):
+                raise ConfigError(
+                    f"{path}: {member.name} at byte {member.offset} holds {text[:20]!r}, a label is the number of a class, 0 to 9999999"
+                )
             labels[key] = int(text)
     for key, member in images.items():
         yield member.offset, member.size, labels.get(key, -1), member.name

@@ -217,7 +217,7 @@ def fingerprint(*parts: str | np.ndarray) -> str:
     """16 hex digits that tell these strings and arrays from any others."""
     digest = hashlib.blake2b(digest_size=8)
     for part in parts:
-        content = part.encode() if isinstance(part, str) else np.ascontiguousarray(part).tobytes()
+        content = part.encode("utf-8", "surrogateescape") if isinstance(part, str) else np.ascontiguousarray(part).tobytes()
         digest.update(len(content).to_bytes(8, "little") + content)
     return digest.hexdigest()
 

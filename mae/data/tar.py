@@ -6,6 +6,7 @@ stay inside the file, and the two empty blocks that must end an archive. Nothing
 
 import os
 import re
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -15,7 +16,10 @@ from mae.errors import ConfigError
 BLOCK = 512
 EMPTY = bytes(BLOCK)
 CHECKSUM = re.compile(rb"[0-7]+(\0 | \0|\0| )?")  # the ways in which writers end the number
+RECORD = re.compile(rb"(\d{1,18}) ([^=]{1,255})=")  # of a pax header: its length and its key
 HEAD = 1024  # bytes of content that are read together with a header: enough for a label or a pax record
+LONGEST = 4096  # bytes of a name, as of a path
+MOST_SAID = 1 << 20  # bytes that an extended header may take: whoever made a longer one wants the reader's memory
 
 
 class Member(NamedTuple):
@@ -34,11 +38,15 @@ def members(path: Path) -> Iterator[Member]:
     lead out of a folder.
     """
     try:
-        fd = os.open(path, os.O_RDONLY)
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would keep it waiting
     except OSError as error:
         raise ConfigError(f"{path} cannot be opened ({error.strerror}): make it readable or move it out of data.path") from error
     try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise ConfigError(f"{path} is no file: move it out of data.path")
         yield from _walk(fd, path)
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read ({error.strerror}): copy or write it again") from error
     finally:
         os.close(fd)
 
@@ -65,13 +73,15 @@ def _walk(fd: int, path: Path) -> Iterator[Member]:
             )
         offset = start + -(-length // BLOCK) * BLOCK
         if kind in b"xL":
+            if length > MOST_SAID:
+                raise ConfigError(f"{path} is damaged at byte {start - BLOCK}: an extended header of {length} bytes, write it again")
             content = os.pread(fd, length, start)
             if kind == b"L":
                 name = _text(content)
             else:
                 records = _pax(content)
                 name = records.get("path", name)
-                size = int(records["size"]) if "size" in records else size
+                size = _whole(records["size"]) if "size" in records else size
             continue
         if kind in b"gK":
             continue
@@ -92,6 +102,8 @@ def _check_end(fd: int, path: Path, offset: int, total: int) -> None:
 
 
 def _check_member(path: Path, name: str, kind: bytes, offset: int) -> None:
+    if len(name) > LONGEST:
+        raise ConfigError(f"{path} holds a name of {len(name)} letters at byte {offset}: write it again with names of at most {LONGEST}")
     if kind not in b"\x00057":
         what = "a link" if kind in b"12" else "a special file"
         raise ConfigError(f"{path} holds {what}, {name!r} at byte {offset}: shards hold plain files only, write it again without")
@@ -119,11 +131,16 @@ def _number(raw: bytes) -> int:
     return int(text, 8) if re.fullmatch(b"[0-7]+", text) else 0 if not text else -1
 
 
+def _whole(text: str) -> int:
+    """A decimal number; -1 for what is none."""
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) else -1
+
+
 def _pax(content: bytes) -> dict[str, str]:
     """The records `LENGTH KEY=VALUE\\n` of a pax header."""
-    records = {}
-    while match := re.match(rb"(\d+) ([^=]+)=", content):
-        length = int(match[1])
-        records[match[2].decode()] = content[match.end() : length - 1].decode("utf-8", "surrogateescape")
-        content = content[max(length, 1) :]
+    records, at = {}, 0
+    while match := RECORD.match(content, at):
+        end = at + max(int(match[1]), 1)
+        records[_text(match[2])] = content[match.end() : end - 1].decode("utf-8", "surrogateescape")
+        at = end
     return records
