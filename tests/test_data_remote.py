@@ -112,6 +112,28 @@ def test_timms_info_is_believed_and_checked(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    "content",
+    [
+        '{"splits": {"train": {"filenames": [["0.tar"]]}}}',
+        '{"splits": {"train": {"filenames": ["0.tar"], "shard_lengths": 5}}}',
+        '{"splits": {"train": {"filenames": ["0.tar"], "shard_lengths": ["5"]}}}',
+        '{"splits": {"train": null}}',
+        '{"splits": [1]}',
+        '{"class_names": 3}',
+        '{"class_names": "abc"}',
+        "[" * 100_000,
+        "[]",
+    ],
+)
+def test_an_info_that_is_not_timms_is_told(tmp_path, monkeypatch, content):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    write(tmp_path / "0.tar", range(5))
+    (tmp_path / "_info.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"_info\.json (cannot be read|is not timm's|has class_names).* remove it"):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize(
     ("path", "message"),
     [
         ("pipe:cat /etc/passwd", "cannot be read.*no pipe"),

@@ -73,6 +73,9 @@ def test_named_splits_are_read_by_offset_with_their_labels(tmp_path):
     (tmp_path / "classes.txt").write_text("cat\ndog\n")
     with pytest.raises(ConfigError, match="names 2 classes"):
         opened(tmp_path)
+    (tmp_path / "classes.txt").write_bytes(b"chat\nchien\nb\xeate\n")
+    with pytest.raises(ConfigError, match=r"classes\.txt cannot be read .* UTF-8"):
+        opened(tmp_path)
 
 
 def test_unnamed_shards_give_a_fifth_to_the_test(tmp_path):

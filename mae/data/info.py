@@ -19,12 +19,22 @@ def read(root: Path) -> dict[str, Any]:
         content = json.loads((root / FILE).read_text())
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{root / FILE} cannot be read ({error}): copy it again, or remove it") from error
     splits = content.get("splits", {}) if isinstance(content, dict) else None
-    if not isinstance(splits, dict) or not all(isinstance(s, dict) and isinstance(s.get("filenames", []), list) for s in splits.values()):
-        raise ConfigError(f"{root / FILE} is not timm's, whose splits have filenames: write it again, or remove it")
+    if not isinstance(splits, dict) or not all(isinstance(facts, dict) and _is_split(facts) for facts in splits.values()):
+        raise ConfigError(f"{root / FILE} is not timm's, whose splits have filenames and shard_lengths: write it again, or remove it")
+    if not _all(content.get("class_names", []), str):
+        raise ConfigError(f"{root / FILE} has class_names that are no list of names: write it again, or remove it")
     return dict(content)
+
+
+def _is_split(facts: dict[str, Any]) -> bool:
+    return _all(facts.get("filenames", []), str) and _all(facts.get("shard_lengths", []), int)
+
+
+def _all(values: Any, kind: type) -> bool:
+    return isinstance(values, list) and all(isinstance(value, kind) for value in values)
 
 
 def splits_of(info: Mapping[str, Any]) -> dict[str, str]:

@@ -158,7 +158,10 @@ def _classes(root: Path, names: list[str], index: Index, told: Mapping[str, Any]
     if count == 0:
         return None
     file = root / "classes.txt"
-    listed = file.read_text().split("\n") if file.is_file() else told.get("class_names") or []
+    try:
+        listed = file.read_text(encoding="utf-8").split("\n") if file.is_file() else told.get("class_names") or []
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} cannot be read ({error}): write it again, in UTF-8") from error
     classes = tuple(str(name).strip() for name in listed if str(name).strip())
     if classes and len(classes) < count:
         at = int(np.argmax(index.labels))
