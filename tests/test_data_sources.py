@@ -1,6 +1,7 @@
 """Any image file becomes the pixels it means, any folder the splits it means, and what cannot be used is named."""
 
 import io
+import os
 import struct
 import zlib
 
@@ -181,6 +182,52 @@ def test_folders_that_do_not_say_classes_give_no_labels(tmp_path, paths):
     assert splits.train.classes is None
     assert splits.train.labels is None
     assert set.union(*(names(part) for part in splits)) == set(paths)
+
+
+def test_files_of_any_name_are_images_and_class_names_are_text(tmp_path):
+    odd = [
+        "with space.png",
+        "new\nline.PNG",
+        "日本.JpEg",
+        "tab\t.webp",
+        "-dash.png",
+        "a.b.c.jpg",
+        "{0..3}.png",
+        "%41.png",
+        os.fsdecode(b"caf\xe9.png"),
+    ]
+    paths = [f"{c}/{name}" for c in ("a", "ü b") for name in odd]
+    write(tmp_path, *paths)
+    (tmp_path / "a" / "no_ending").write_bytes((tmp_path / paths[0]).read_bytes())
+    splits = opened(tmp_path)
+    assert set.union(*(names(part) for part in splits)) == set(paths)
+    assert all(part.read(i).shape[2] == 3 for part in splits for i in range(len(part)))
+    (tmp_path / "a").rename(tmp_path / os.fsdecode(b"\xe9"))
+    with pytest.raises(ConfigError, match=r"the class b'\\xe9' .* rename it"):
+        opened(tmp_path)
+    (tmp_path / "list.txt").write_bytes(
+        b"".join(os.fsencode(f"ü b/{name}\t") + b"\xe9%d\n" % i for i, name in enumerate(odd) if "\n" not in name and "\t" not in name)
+    )
+    with pytest.raises(ConfigError, match=r"the class b'\\xe90'"):
+        opened(tmp_path / "list.txt")
+
+
+def test_links_to_nowhere_are_damaged_images_and_pipes_are_none(tmp_path):
+    write(tmp_path, *(f"{i}.png" for i in range(4)))
+    before = [part.fingerprint for part in opened(tmp_path)]
+    os.mkfifo(tmp_path / "0pipe.png")
+    assert [part.fingerprint for part in opened(tmp_path)] == before  # and nobody waits for what it may give
+    (tmp_path / "gone.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "self.png").symlink_to("self.png")
+    (tmp_path / "linked.png").symlink_to("0.png")
+    source = opened(tmp_path).train.source.source
+    assert names(source) == {"0.png", "1.png", "2.png", "3.png", "gone.png", "self.png", "linked.png"}
+    for index in range(len(source)):
+        if source.name_of(index) in ("gone.png", "self.png"):
+            with pytest.raises(DamagedImage, match=source.name_of(index)):
+                source.read(index)
+        else:
+            assert source.read(index).shape[2] == 3
 
 
 def test_train_and_val_folders_are_the_splits(tmp_path):

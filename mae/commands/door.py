@@ -1,6 +1,7 @@
 """What every command has in common: help, one-sentence errors, exit codes."""
 
 import contextlib
+import io
 import logging
 import os
 import sys
@@ -32,6 +33,8 @@ def enter(
     as_tool = words is not None  # `mae pretrain`, not pretrain.py
     words = list(sys.argv[1:] if words is None else words)
     sys.argv[1:] = [public(word) or "" for word in sys.argv[1:]]  # W&B records them
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # as stderr: names of files may be anything
     memory.keep_freed()
     first = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(format="%(message)s", level=logging.INFO if first else logging.ERROR, stream=sys.stderr)

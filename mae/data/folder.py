@@ -1,7 +1,8 @@
 """A folder of image files: class folders as in torchvision's ImageFolder, or any tree of images without labels; or a list of them."""
 
+import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple
@@ -63,7 +64,7 @@ class Folder:
         files = [self.root / name for name in names]
         if self.segments is not None:
             files += [file for name in names if (file := _segments_of(self.segments, name)).exists()]
-        sizes = np.array([file.stat().st_size for file in files], np.int64)
+        sizes = np.array([_bytes(file) for file in files], np.int64)
         return fingerprint("\n".join(names), sizes, np.zeros(0) if self.labels is None else self.labels)
 
     def __len__(self) -> int:
@@ -89,6 +90,14 @@ class Folder:
         """Where there is a folder masks/ beside the images': index -> (H, W) uint8, the class of every pixel. ConfigError without one."""
         folder = self.segments
         return None if folder is None else lambda index: decode_classes(_segments_of(folder, self.name_of(index)))
+
+
+def _bytes(file: Path) -> int:
+    """The file's size; -1 for a link to nowhere, which is a damaged image."""
+    try:
+        return file.stat().st_size
+    except OSError:
+        return -1
 
 
 def _segments_of(folder: Path, name: str) -> Path:
@@ -134,9 +143,10 @@ def open_folder(data: Data, kind: Kind = IMAGES) -> Opened:
 
 
 def find_images(root: Path, extensions: tuple[str, ...] = EXTENSIONS) -> list[str]:
-    """Relative paths, with /, of all image files (or others) under root, sorted; links are followed once, hidden names passed over.
+    """Relative paths, with /, of all image files (or others) under root, sorted; links are followed once.
 
-    Raises ConfigError for a folder that cannot be listed.
+    Hidden names are passed over, and pipes and devices, which would keep a reader waiting; links to nowhere are not. Raises ConfigError
+    for a folder that cannot be listed.
     """
     found: list[str] = []
     seen: set[tuple[int, int]] = set()
@@ -151,9 +161,9 @@ def find_images(root: Path, extensions: tuple[str, ...] = EXTENSIONS) -> list[st
             for entry in entries:
                 if entry.name.startswith(".") or entry.name == "lost+found":
                     continue
-                if entry.is_dir():
+                if _told(entry.is_dir):
                     visit(entry.path, f"{prefix}{entry.name}/")
-                elif entry.name.lower().endswith(extensions):
+                elif entry.name.lower().endswith(extensions) and (_told(entry.is_file) or not os.path.exists(entry.path)):
                     found.append(prefix + entry.name)
 
     try:
@@ -163,11 +173,34 @@ def find_images(root: Path, extensions: tuple[str, ...] = EXTENSIONS) -> list[st
     return sorted(found)
 
 
+def _told(ask: Callable[[], bool]) -> bool:
+    """What a folder's entry says of itself; of a link to itself nothing is true."""
+    try:
+        return ask()
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            return False
+        raise
+
+
 def classes_of(paths: list[str]) -> tuple[str, ...] | None:
-    """Class names where the folders say them: every image is CLASS/FILE, in at least two classes. Else None."""
+    """Class names where the folders say them: every image is CLASS/FILE, in at least two classes. Else None.
+
+    Raises ConfigError as `check_writable`.
+    """
     parts = [path.split("/") for path in paths]
     names = {part[0] for part in parts}
-    return tuple(sorted(names)) if all(len(part) == 2 for part in parts) and len(names) > 1 else None
+    if not (all(len(part) == 2 for part in parts) and len(names) > 1):
+        return None
+    check_writable(names)
+    return tuple(sorted(names))
+
+
+def check_writable(classes: Iterable[str]) -> None:
+    """Raises ConfigError for a class whose name is no text, which would end a run where its results are written."""
+    odd = [name for name in classes if not name.isascii() and os.fsencode(name).decode("utf-8", "replace") != name]
+    if odd:
+        raise ConfigError(f"the class {os.fsencode(min(odd))!r} has a name that is no UTF-8: rename it")
 
 
 def _fits(root: Path, top: str, paths: list[str] | None, classes: tuple[str, ...] | None) -> bool:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from mae.data.folder import HELD_OUT, LIST, Folder, Kind, with_test_share
+from mae.data.folder import HELD_OUT, LIST, Folder, Kind, check_writable, with_test_share
 from mae.data.sources import Opened
 from mae.errors import ConfigError
 from mae.keys import Data
@@ -37,7 +37,11 @@ def open_list(file: Path, data: Data, kind: Kind) -> Opened:
 
 def read_list(file: Path, kind: Kind) -> tuple[list[str], list[str] | None]:
     """Paths, and labels where the lines have some. Raises ConfigError as `open_list`."""
-    lines = [line.strip() for line in file.read_text(encoding="utf-8-sig", errors="surrogateescape").split("\n")]
+    try:
+        text = file.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    except OSError as error:
+        raise ConfigError(f"{file} cannot be read ({error.strerror}): make it readable") from error
+    lines = [line.strip() for line in text.split("\n")]
     found = [_parts(line, file, kind.extensions) for line in lines if line]
     paths, labels = [path for path, _ in found], [label for _, label in found if label]
     if not paths:
@@ -66,8 +70,9 @@ def _parts(line: str, file: Path, extensions: tuple[str, ...]) -> tuple[str, str
 
 
 def _classes(labels: list[str] | None) -> tuple[str, ...] | None:
-    """The labels there are, numbers by size; None where they say nothing."""
+    """The labels there are, numbers by size; None where they say nothing. Raises ConfigError as `check_writable`."""
     names = set(labels or ())
+    check_writable(names)
     if len(names) < 2:
         return None
     return tuple(sorted(names, key=(int if all(re.fullmatch(r"\d{1,18}", name) for name in names) else str)))
