@@ -110,14 +110,16 @@ def test_the_number_of_workers_and_a_stop_change_no_bit(tmp_path, monkeypatch, c
     monkeypatch.setattr(encode, "_opened", lambda *a: (next(count) == 20 and os.kill(os.getpid(), signal.SIGTERM)) or opens(*a))
     assert run(source, tmp_path / "stopped", *words, "--workers", 1) == 75
     kept = {name: content for name, content in files(tmp_path / "stopped").items() if name.endswith(".tar")}
-    assert 0 < len(kept) < 8
+    assert 2 < len(kept) < 8
     assert kept.items() <= files(tmp_path / "one").items()
     with pytest.raises(ConfigError, match="not finished"):
         opened(tmp_path / "stopped")
     assert run(source, tmp_path / "stopped", "--per-shard", 7) == 2  # another plan
+    os.truncate(tmp_path / "stopped" / min(kept), 512)  # a disk that failed meanwhile
+    (tmp_path / "stopped" / ".unfinished" / f"{max(kept)}.json").write_bytes(b"")
     assert run(source, tmp_path / "stopped", *words, "--workers", 1) == 0
     assert files(tmp_path / "stopped") == files(tmp_path / "one")
-    assert "18 of 41 images are there" in capsys.readouterr().out
+    assert f"{6 * (len(kept) - 2)} of 41 images are there" in capsys.readouterr().out
 
 
 @pytest.mark.slow
@@ -244,6 +246,38 @@ def test_what_is_there_is_not_touched(tmp_path, monkeypatch, capsys):
     told = capsys.readouterr().err.splitlines()
     assert sum(line.startswith("mae: ") for line in told) == 6
     assert not (tmp_path / "x").exists()
+
+
+def test_files_of_any_name_and_lists_that_lead_elsewhere_are_written(tmp_path, capsys):
+    source, names = (
+        tmp_path / "src",
+        ["with space.png", "new\nline.PNG", "日本.png", "a.b.png", "{0..3}.png", os.fsdecode(b"caf\xe9.png"), "x" * 200 + ".png"],
+    )
+    source.mkdir()
+    for number, name in enumerate(names):
+        Image.new("RGB", (8, 8), (number, 0, 0)).save(source / name, "PNG")
+    (tmp_path / "lists").mkdir()
+    (tmp_path / "lists" / "all.txt").write_text("".join(f"../src/{name}\n" for name in names if "\n" not in name), errors="surrogateescape")
+    assert run(source, tmp_path / "dst", "--workers", 1) == 0
+    assert run(tmp_path / "lists" / "all.txt", tmp_path / "listed", "--workers", 1) == 0
+    for folder, count in (("dst", 7), ("listed", 6)):
+        stored = members(tmp_path / folder)
+        assert len(stored) == count
+        assert set(stored.values()) <= {(source / name).read_bytes() for name in names}
+        assert sum(len(part) for part in opened(tmp_path / folder)) == count
+    (source / "y.tar").write_bytes(bytes(1024))
+    assert run(source, tmp_path / "both", "--workers", 1) == 2
+    assert "holds .tar files and images" in capsys.readouterr().err
+    assert not (tmp_path / "both").exists()
+
+
+def test_an_index_whose_columns_do_not_fit_is_told(tmp_path):
+    run(pictures(tmp_path / "src", 6), tmp_path / "dst", "--workers", 1)
+    arrays = index.read_published(tmp_path / "dst")
+    for wrong in ({"bytes": arrays["bytes"][:0]}, {"names": np.arange(len(arrays["names"]))}, {"sha256": np.array([{}], object)}):
+        np.savez(tmp_path / "dst" / "_index.npz", **{**arrays, **wrong})
+        with pytest.raises(ConfigError, match=r"_index\.npz is damaged"):
+            index.read_published(tmp_path / "dst")
 
 
 def test_other_sources_and_shards_are_written_too(tmp_path):

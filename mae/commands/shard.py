@@ -16,7 +16,7 @@ from mae.commands import door, options
 from mae.config import Config
 from mae.data import index, shard_folder, substitute, write
 from mae.data.encode import Encoder
-from mae.data.folder import HELD_OUT, Folder
+from mae.data.folder import HELD_OUT, Folder, find_images
 from mae.data.shards import UNFINISHED, Shards, check_sequence, split_of
 from mae.data.sources import Source, Subset, cache_folder, open_parts
 from mae.data.verify import check_all
@@ -90,6 +90,10 @@ def _of_folder(source: Path, target: Path, words: list[str]) -> Config:
         raise ConfigError(f"{target} lies inside {source}, whose images it would join: choose a folder elsewhere")
     cfg = config.load(words)
     name = "shards" if source.is_dir() and next(source.rglob("*.tar"), None) else "folder"
+    if name == "shards" and (images := find_images(source)):
+        raise ConfigError(
+            f"{source} holds .tar files and images ({images[0]}): say which with configs/data/shards.yaml data.path={source} or folder.yaml"
+        )
     return dataclasses.replace(cfg, data=dataclasses.replace(cfg.data, name=name, path=str(source), channels=3))
 
 

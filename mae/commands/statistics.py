@@ -3,6 +3,7 @@
 import dataclasses
 import sys
 from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from tqdm import tqdm
@@ -10,7 +11,7 @@ from tqdm import tqdm
 from mae import config
 from mae.commands import door, options
 from mae.data.sources import open_splits
-from mae.errors import ConfigError
+from mae.errors import ConfigError, LostContact
 from mae.keys import public
 
 USAGE = """
@@ -48,7 +49,10 @@ def _story(words: list[str]) -> None:
     from mae.data.statistics import TOGETHER, join, pixel_moments
 
     parts = tqdm(pixel_moments(train, channels, data.workers), total=-(-len(train) // TOGETHER), unit=f"{TOGETHER} images", disable=None)
-    found = join(parts)
+    try:
+        found = join(parts)
+    except BrokenProcessPool as error:
+        raise LostContact("a process that reads images died, perhaps for lack of memory: lower data.workers") from error
     for name in found.damaged:
         print(f"left out, cannot be read: {name}", file=sys.stderr)
     if not found.images:

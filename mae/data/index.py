@@ -153,7 +153,10 @@ def read_published(root: Path) -> dict[str, np.ndarray] | None:
     """The arrays that `publish` wrote beside the shards: names, bytes, sha256 and the columns. None where there is none."""
     try:
         with np.load(root / PUBLISHED, allow_pickle=False) as stored:
-            return {name: stored[name] for name in (*ARRAYS, "names", "bytes", "sha256")}
+            arrays = {name: stored[name] for name in (*ARRAYS, "names", "bytes", "sha256")}
+        if len({len(arrays[name]) for name in ("names", "bytes", "sha256", "digests")}) > 1 or arrays["names"].dtype.kind != "S":
+            raise ValueError("its columns do not belong together")
+        return arrays
     except FileNotFoundError:
         return None
     except Exception as error:  # zip files raise a dozen kinds

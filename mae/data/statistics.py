@@ -3,7 +3,6 @@
 Means and sums of squares of parts are joined by Chan, Golub & LeVeque (1979), so that nothing large is subtracted from anything large.
 """
 
-import multiprocessing
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import NamedTuple
@@ -12,6 +11,7 @@ import numpy as np
 
 from mae.data.decode import DamagedImage
 from mae.data.sources import Source
+from mae.data.worker import context, serve
 
 TOGETHER = 64  # images that a process reads at a time
 
@@ -65,8 +65,7 @@ def pixel_moments(source: Source, channels: int, workers: int = 0) -> Iterator[M
     if not workers:
         yield from (_of_part(source, channels, ids) for ids in parts)
         return
-    method = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-    with ProcessPoolExecutor(workers, multiprocessing.get_context(method), initializer=_set, initargs=(source, channels)) as pool:
+    with ProcessPoolExecutor(workers, context("mae.data.statistics"), initializer=_set, initargs=(source, channels)) as pool:
         yield from pool.map(_of_part_here, parts)
 
 
@@ -84,6 +83,7 @@ _here: list[tuple[Source, int]] = []  # of a process that reads
 
 
 def _set(source: Source, channels: int) -> None:
+    serve(0)
     _here[:] = [(source, channels)]
 
 

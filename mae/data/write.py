@@ -89,11 +89,12 @@ def write_shard(
 
 
 def finished(folder: Path, unfinished: Path, name: str) -> Facts | None:
-    """What is known of a shard that was written before, None where it has to be written."""
-    file = unfinished / f"{name}.json"
-    if not (folder / name).is_file() or not file.is_file():
+    """What is known of a shard that was written before, None where it has to be written: also where it was cut since."""
+    try:
+        facts = Facts(**json.loads((unfinished / f"{name}.json").read_text()))
+        return facts if (folder / name).stat().st_size == facts.bytes else None
+    except (OSError, ValueError, TypeError):
         return None
-    return Facts(**json.loads(file.read_text()))
 
 
 def write_text(file: Path, text: str) -> None:
@@ -107,14 +108,17 @@ def write_text(file: Path, text: str) -> None:
 
 
 def keys_of(source: Source) -> list[str]:
-    """A key for every image: its path without the extension; dots, which end a key in webdataset, become _; no two are the same."""
+    """A key for every image: its path without the extension; dots, which end a key in webdataset, become _; no two are the same.
+
+    Of a path that begins above its folder (../x/1.png in a list) what follows: no shard holds names that lead out.
+    """
     keys: list[str] = []
     seen: set[str] = set()
     for number in range(len(source)):
         path = source.name_of(number).rpartition(".tar/")[2]
-        directory, _, base = path.rpartition("/")
+        *steps, base = path.split("/")
         stem = (base.rpartition(".")[0] or base).replace(".", "_")
-        key = f"{directory}/{stem}".lstrip("/")
+        key = "/".join([*(step for step in steps if step not in ("", ".", "..")), stem])
         while key in seen:
             key = f"{key}-{number}"
         keys.append(key)
