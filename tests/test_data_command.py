@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mae import config
 from mae.commands import data
+from mae.data.sources import open_splits
 
 
 @pytest.fixture
@@ -35,9 +37,12 @@ def test_it_shows_what_will_be_trained_on(folder, tmp_path, monkeypatch, capsys)
     everything = sum(figures["images"].values())
     assert everything == 12
     seen = figures["images"]["train"]
-    assert sum(figures["kinds"].values()) + len(figures["unreadable"]) == seen == figures["looked_at"]
+    assert sum(figures["kinds"].values()) + len(figures["unreadable"]) == everything == figures["looked_at"]
     assert set(figures["kinds"]) <= {"JPEG RGB", "PNG LA", "PNG L"}
-    assert all(name.endswith("04.jpeg") for name, _ in figures["unreadable"])
+    ((split, name, reason),) = figures["unreadable"]  # wherever it fell
+    assert name == "cat/04.jpeg"
+    assert f"    {split}: {name} cannot be read: {reason}" in shown
+    assert "would stop a run" not in shown
     assert sum(figures["classes"].values()) == seen
     assert figures["width"] == [30] * 5
     assert figures["height"] == sorted(figures["height"])
@@ -48,6 +53,14 @@ def test_it_shows_what_will_be_trained_on(folder, tmp_path, monkeypatch, capsys)
     with Image.open(tmp_path / "seen" / "contact_sheet.png") as sheet:
         assert np.asarray(sheet).std() > 10
         assert sheet.width > sheet.height
+
+
+def test_more_damage_than_a_run_would_bear_is_told_beforehand(folder, capsys):
+    for name in ("00.png", "01.jpeg", "02.jpeg"):
+        (folder / "cat" / name).write_bytes(b"")
+    cfg = config.load(["configs/data/folder.yaml", f"data.path={folder}", "data.image_size=32"])
+    assert len(data._seen(cfg, open_splits(cfg.data), 100)["unreadable"]) == 4
+    assert "more than data.damage=0.001 of the training images" in capsys.readouterr().out
 
 
 def test_bad_input_is_one_sentence_and_makes_nothing(folder, tmp_path, monkeypatch, capsys):

@@ -13,7 +13,7 @@ from tqdm import tqdm
 from mae import config
 from mae.commands import door, options
 from mae.config import Config
-from mae.data.sources import Source, Splits, open_splits
+from mae.data.sources import Splits, open_splits
 from mae.errors import ConfigError
 from mae.units import size
 
@@ -21,15 +21,17 @@ USAGE = """
 usage: mae data [FILE.yaml ...] [section.key=value ...] [--images N] [--out DIR]
 
 Shows what pretrain.py with the same words would train on: how many images, of which sizes, kinds and classes, which cannot be read, and
-whether the loader keeps up with the model on this machine. Looks into N images (2000), evenly drawn. Writes into DIR (data-NAME):
+whether the loader keeps up with the model on this machine. Looks into N images (2000), evenly drawn from all splits. Writes into DIR
+(data-NAME):
 
   contact_sheet.png   some images, two crops of each as two epochs give them, and what the model sees of the first
-  data.json           the figures, and every image that cannot be read
+  data.json           the figures, and every image looked at that cannot be read
 """
 LOOKED_AT = 2000  # images
 PICTURED = 8
 SECONDS = 4.0  # the loader and the model are timed for so long each
 BARS = 12  # classes shown one by one
+SHOWN = 10  # unreadable images on the screen
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -51,7 +53,7 @@ def _story(words: list[str]) -> None:
     counts = {name: len(split) for name, split in zip(splits._fields, splits, strict=True) if split is not None}
     print(f"{cfg.data.name}: " + ", ".join(f"{n:,} {name}" for name, n in counts.items()) + " images")
     figures: dict[str, Any] = {"images": counts, "fingerprint": splits.train.fingerprint}
-    figures |= _seen(splits.train, numbers["images"] or LOOKED_AT, max(cfg.data.workers, 1))
+    figures |= _seen(cfg, splits, numbers["images"] or LOOKED_AT)
     figures["classes"] = _balance(splits)
     folder.mkdir(parents=True, exist_ok=True)
     sheet = _sheet(cfg, splits, folder / "contact_sheet.png")
@@ -60,34 +62,49 @@ def _story(words: list[str]) -> None:
     print(f"\n{sheet}, {folder / 'data.json'}")
 
 
-def _seen(source: Source, limit: int, threads: int) -> dict[str, Any]:
-    """Sizes, kinds and damage of the images, or of some drawn evenly."""
-    from mae.data import survey
+def _seen(cfg: Config, splits: Splits, limit: int) -> dict[str, Any]:
+    """Sizes, kinds and damage of the images of all splits, or of some drawn evenly."""
+    from mae.data import substitute, survey
     from mae.data.decode import DamagedImage
 
-    ids = np.unique(np.linspace(0, len(source) - 1, min(limit, len(source))).round().astype(np.int64))
+    parts = {name: split for name, split in zip(splits._fields, splits, strict=True) if split is not None}
+    everything = sum(len(split) for split in parts.values())
+    share = min(limit / everything, 1)
+    drawn = {
+        name: np.unique(np.linspace(0, len(s) - 1, max(round(share * len(s)), 1)).round().astype(np.int64)) for name, s in parts.items()
+    }
+    count = sum(len(ids) for ids in drawn.values())
     looks: list[survey.Look] = []
-    damaged: list[DamagedImage] = []
-    for look in tqdm(survey.survey(source, ids, threads=threads), total=len(ids), unit="image", desc="looking", disable=None, leave=False):
-        if isinstance(look, DamagedImage):
-            damaged.append(look)
-        else:
-            looks.append(look)
-    what = f"all {len(ids):,}" if len(ids) == len(source) else f"{len(ids):,} of them, evenly drawn"
-    print(f"  looked at    {what}")
-    print(f"  unreadable   {len(damaged):,}" + "".join(f"\n    {d}" for d in damaged[:10]) + ("\n    ..." if len(damaged) > 10 else ""))
+    damaged: list[tuple[str, DamagedImage]] = []
+    with tqdm(total=count, unit="image", desc="looking", disable=None, leave=False) as bar:
+        for name, split in parts.items():
+            for look in survey.survey(split, drawn[name], threads=max(cfg.data.workers, 1)):
+                bar.update()
+                if isinstance(look, DamagedImage):
+                    damaged.append((name, look))
+                else:
+                    looks.append(look)
+    print(f"  looked at    {f'all {count:,} images' if count == everything else f'{count:,} of them, evenly drawn'}")
+    lines = [f"\n    {name}: {damage}" for name, damage in damaged]
+    print(
+        f"  unreadable   {len(damaged):,}"
+        + "".join(lines[:SHOWN])
+        + (f"\n    ... and {len(lines) - SHOWN:,} more" if lines[SHOWN:] else "")
+    )
+    if not substitute.within(sum(name == "train" for name, _ in damaged), len(drawn["train"]), cfg.data.damage):
+        print(f"    more than data.damage={cfg.data.damage:g} of the training images, which would stop a run: repair, remove or allow more")
     if not looks:
-        raise ConfigError(f"none of {len(ids)} images can be read: check data.path")
+        raise ConfigError(f"none of {count} images can be read: check data.path")
     sides = np.array([look.size for look in looks])
     print(f"  height       {_spread(sides[:, 0])} pixels (least / median / most)")
     print(f"  width        {_spread(sides[:, 1])} pixels")
     print(f"  kind         {_kinds(looks)}")
     sizes = [look.content for look in looks if look.content is not None]
     if sizes:
-        print(f"  files        {np.mean(sizes) / 1024:,.0f} KiB each on average, about {size(float(np.mean(sizes)) * len(source))} in all")
+        print(f"  files        {np.mean(sizes) / 1024:,.0f} KiB each on average, about {size(float(np.mean(sizes)) * everything)} in all")
     return {
-        "looked_at": len(ids),
-        "unreadable": [[d.name, d.reason] for d in damaged],
+        "looked_at": count,
+        "unreadable": [[name, d.name, d.reason] for name, d in damaged],
         "height": np.quantile(sides[:, 0], [0, 0.05, 0.5, 0.95, 1]).tolist(),
         "width": np.quantile(sides[:, 1], [0, 0.05, 0.5, 0.95, 1]).tolist(),
         "kinds": {kind: sum(look.kind == kind for look in looks) for kind in sorted({look.kind for look in looks})},
