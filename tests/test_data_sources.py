@@ -230,6 +230,13 @@ def test_links_to_nowhere_are_damaged_images_and_pipes_are_none(tmp_path):
             assert source.read(index).shape[2] == 3
 
 
+def test_of_several_links_to_a_folder_the_first_by_name_is_followed(tmp_path):
+    write(tmp_path, *(f"{middle}/{i}.png" for middle in ("c", "m") for i in range(4)))
+    for link, target in (("z", "m"), ("b", "m"), ("k", "c"), ("d", "c")):
+        (tmp_path / link).symlink_to(target)
+    assert opened(tmp_path).train.classes == ("b", "c")
+
+
 def test_train_and_val_folders_are_the_splits(tmp_path):
     train = [f"train/{c}/{i}.png" for c in "ab" for i in range(10)]
     write(tmp_path, *train, "val/b/1.png", "val/b/2.png", "test/1.png", "test/2.png")  # ImageNet's test has no classes

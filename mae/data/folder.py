@@ -150,24 +150,23 @@ def find_images(root: Path, extensions: tuple[str, ...] = EXTENSIONS) -> list[st
     """
     found: list[str] = []
     seen: set[tuple[int, int]] = set()
-
-    def visit(folder: str, prefix: str) -> None:
-        """Adds the images of a folder and of those below it, each folder once."""
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:  # a link back up
-            return
-        seen.add((status.st_dev, status.st_ino))
-        with os.scandir(folder) as entries:
-            for entry in entries:
+    left = [(str(root), "")]  # folders, the next one last
+    try:
+        while left:
+            folder, prefix = left.pop()
+            status = os.stat(folder)
+            if (status.st_dev, status.st_ino) in seen:  # a link back up
+                continue
+            seen.add((status.st_dev, status.st_ino))
+            with os.scandir(folder) as entries:
+                inside = sorted(entries, key=lambda entry: entry.name, reverse=True)  # of two links to a folder the first, on any disk
+            for entry in inside:
                 if entry.name.startswith(".") or entry.name == "lost+found":
                     continue
                 if _told(entry.is_dir):
-                    visit(entry.path, f"{prefix}{entry.name}/")
+                    left.append((entry.path, f"{prefix}{entry.name}/"))
                 elif entry.name.lower().endswith(extensions) and (_told(entry.is_file) or not os.path.exists(entry.path)):
                     found.append(prefix + entry.name)
-
-    try:
-        visit(str(root), "")
     except OSError as error:
         raise ConfigError(f"{error.filename} cannot be listed ({error.strerror}): make it readable or move it out of data.path") from error
     return sorted(found)
