@@ -4,6 +4,7 @@ import io
 import os
 import pickle
 import shutil
+import signal
 import subprocess
 import sys
 import tarfile
@@ -20,6 +21,7 @@ from PIL import Image
 from mae import config
 from mae.commands import pretrain
 from mae.data import loader, substitute
+from mae.data.folder import Folder
 from mae.data.loader import train_batches
 from mae.data.order import global_batch
 from mae.data.sources import open_splits
@@ -78,6 +80,28 @@ def test_a_run_is_stopped_by_too_much_damage_and_goes_on_with_a_larger_budget(tm
     assert "more than data.damage=0.001" in told
     assert sum(f"c0/{name} cannot be read" in caplog.text for name in damage) >= 2
     assert pretrain.main([*words, "data.damage=0.2"]) == 0
+
+
+@pytest.mark.slow
+def test_a_folder_that_grew_is_answered_when_its_run_goes_on(tmp_path, monkeypatch, capfd):
+    for i in range(40):
+        (tmp_path / "images").mkdir(exist_ok=True)
+        (tmp_path / "images" / f"{i}.png").write_bytes(png(i))
+    encoder = [f"encoder.{w}" for w in ("name=vit_tiny_patch16_224", "patch_size=8", "embed_dim=32", "depth=1", "num_heads=2")]
+    decoder = [f"method.decoder_{w}" for w in ("depth=1", "width=32", "heads=2")]
+    images = ["configs/data/folder.yaml", f"data.path={tmp_path / 'images'}", "data.image_size=32", "data.workers=0", *encoder, *decoder]
+    images += ["train.batch_size=10", "train.steps=10", "train.checkpoint_every=2", "evaluate.protocols=[]", f"run.dir={tmp_path / 'run'}"]
+    opens, count = Folder.content, iter(range(10**6))
+    with monkeypatch.context() as stopping:
+        stopping.setattr(Folder, "content", lambda *a: (next(count) == 40 and os.kill(os.getpid(), signal.SIGTERM)) or opens(*a))
+        assert pretrain.main(images) == 75
+    before = {file: file.stat().st_mtime_ns for file in (tmp_path / "run" / "checkpoints").rglob("*")}
+    (tmp_path / "images" / "more.png").write_bytes(png(1))
+    assert pretrain.main(images) == 2
+    assert "bring them back or choose another run.dir" in capfd.readouterr().err
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "run" / "checkpoints").rglob("*")} == before
+    (tmp_path / "images" / "more.png").unlink()
+    assert pretrain.main(images) == 0
 
 
 def test_pickles_and_libraries_in_a_shard_are_passed_over(tmp_path):

@@ -240,11 +240,12 @@ def test_what_is_there_is_not_touched(tmp_path, monkeypatch, capsys):
     assert files(tmp_path / "dst") == before
     assert run(source, source / "inside") == 2
     assert run(source, tmp_path / "src.txt", "--quality", "high") == 2
+    assert run(source, tmp_path / "x", "--quality", "101") == 2
     assert run(source, tmp_path / "x", "--colour") == 2
     assert run(tmp_path / "nowhere", tmp_path / "x") == 2
     assert run(source) == 2
     told = capsys.readouterr().err.splitlines()
-    assert sum(line.startswith("mae: ") for line in told) == 6
+    assert sum(line.startswith("mae: ") for line in told) == 7
     assert not (tmp_path / "x").exists()
 
 

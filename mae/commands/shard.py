@@ -54,6 +54,8 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _story(words: list[str]) -> None:
     flags, numbers, _, words = options.pick(words, ("verify",), OPTIONS)
+    if not 1 <= (numbers["quality"] or 0) <= 100:
+        raise ConfigError(f"--quality {numbers['quality']} is not possible: JPEG has 1 to 100")
     arguments, words = config.split_words(words)
     configured = config.names(words, "data")
     expected = 1 if configured or flags else 2
