@@ -112,6 +112,15 @@ def test_files_that_give_no_crops_are_read_once(why, tmp_path, monkeypatch):
     assert len(reads) == 8 * 32 + (0 if why == "not loaded" else 2 * 32)
 
 
+def test_files_that_were_cut_are_not_left_to_a_device(photos):
+    cfg, source = photos
+    ids = np.arange(len(source))
+    found = TrainSteps(source, cfg, 0, 1, None).packing.pack(ids, ids)
+    sent = {source.name_of(place) for place in found.table[:, 1].tolist()}
+    assert len(sent) > 15
+    assert not sent & {"12.jpg", "13.jpg", "14.jpg"}
+
+
 def test_a_device_unpacks_few_images_at_once_and_its_want_of_memory_is_no_damage(photos, monkeypatch):
     cfg, source = photos
     steps, count, ids = TrainSteps(source, cfg, 0, 1, None), [], np.arange(160) % len(source)

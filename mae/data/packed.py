@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 
 from mae.data.batch import Samples
-from mae.data.plain import Read, combined, numbers_of, plain_jpegs
+from mae.data.plain import Plain, Read, combined, numbers_of, plain_jpegs
 from mae.data.reading import Reading
 from mae.data.resample import resized
 from mae.data.sources import Source
 from mae.errors import ConfigError
 from mae.keys import Data
 
+END = b"\xff\xd9"  # the marker of a JPEG's end
 TOGETHER = 32  # images on the device at their own sizes
 
 
@@ -42,7 +43,7 @@ class Packing:
 
     def pack(self, ids: np.ndarray, keys: np.ndarray) -> Packed | ConfigError:
         """The samples of those ids (B,) with keys (B,), both int64, before they are unpacked; or the error that says why not."""
-        found = plain_jpegs(self.source, self.data, self.size, ids, keys, self.reading)
+        found = _ended(plain_jpegs(self.source, self.data, self.size, ids, keys, self.reading))
         rest = np.setdiff1d(np.arange(len(ids)), found.places)
         others = self.usual(ids[rest], keys[rest]) if len(rest) else None
         if isinstance(others, ConfigError):
@@ -81,6 +82,12 @@ class Packing:
         files = packed.files.tensor_split([row[0] for row in table[:-1]])
         for start in range(0, len(table), TOGETHER):
             yield from _unpacked(list(files[start : start + TOGETHER]), self.data.channels, device)
+
+
+def _ended(found: Plain) -> Plain:
+    """Those that end as a JPEG does: a device may unpack a file that was cut, and say nothing."""
+    kept = [i for i, file in enumerate(found.files) if file.endswith(END)]
+    return Plain([found.files[i] for i in kept], found.places[kept], found.boxes[kept], found.flips[kept])
 
 
 def _unpacked(files: list[Tensor], channels: int, device: torch.device) -> list[Tensor | None]:
