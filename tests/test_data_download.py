@@ -1,7 +1,11 @@
 """A file comes over http whole, once, and from where it stopped, or is told in one sentence."""
 
+import shutil
+import ssl
+import subprocess
 import tarfile
 import threading
+from urllib.request import HTTPSHandler, build_opener
 
 import numpy as np
 import pytest
@@ -72,6 +76,34 @@ def test_a_redirect_leads_to_the_web_alone(server, tmp_path, monkeypatch):
     assert (tmp_path / "x.tar").read_bytes() == (server.root / "there.tar").read_bytes()
     with pytest.raises(ConfigError, match="redirects to ftp"):
         download(f"{server.url}/away.tar", tmp_path / "y.tar", lambda file: None)
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes a certificate")
+def test_https_is_verified_and_never_left(server, tmp_path, monkeypatch):
+    words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 2 -subj /CN=x -addext subjectAltName=IP:127.0.0.1"
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subprocess.run(["openssl", *words.split(), "-keyout", key, "-out", certificate], check=True, capture_output=True)
+    server_side = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server_side.load_cert_chain(certificate, key)
+    server.socket = server_side.wrap_socket(server.socket, server_side=True)
+    url = server.url.replace("http:", "https:")
+    (server.root / "a.bin").write_bytes(bytes(range(256)) * 100)
+    with pytest.raises(ConfigError, match=r"(?i)certificate verify failed"):
+        download(f"{url}/a.bin", tmp_path / "a.bin", lambda file: None)
+    trusting = HTTPSHandler(context=ssl.create_default_context(cafile=certificate))
+    monkeypatch.setattr(download_module, "_opener", build_opener(trusting, download_module._SafeRedirects))
+    server.faults["/a.bin"] = ["drop", "503"]
+    download(f"{url}/a.bin", tmp_path / "a.bin", lambda file: None)
+    assert (tmp_path / "a.bin").read_bytes() == (server.root / "a.bin").read_bytes()
+
+    def redirect(handler):
+        handler.send_response(302)
+        handler.send_header("Location", f"{server.url}/a.bin")
+        handler.end_headers()
+
+    monkeypatch.setattr(Handler, "do_GET", redirect)
+    with pytest.raises(ConfigError, match="from https only https"):
+        download(f"{url}/b.bin", tmp_path / "b.bin", lambda file: None)
 
 
 def test_processes_of_a_machine_fetch_a_file_once(server, tmp_path):
