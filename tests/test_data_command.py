@@ -5,10 +5,12 @@ import json
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from mae import config
 from mae.commands import data
+from mae.data.batch import Batch
 from mae.data.sources import open_splits
 
 
@@ -53,6 +55,31 @@ def test_it_shows_what_will_be_trained_on(folder, tmp_path, monkeypatch, capsys)
     with Image.open(tmp_path / "seen" / "contact_sheet.png") as sheet:
         assert np.asarray(sheet).std() > 10
         assert sheet.width > sheet.height
+
+
+def test_images_that_cannot_be_read_are_not_drawn(folder):
+    cfg = config.load(["configs/data/folder.yaml", f"data.path={folder}", "data.image_size=32"])
+    train = open_splits(cfg.data).train
+    bad = [i for i in range(len(train)) if i in (0, 4, len(train) - 1)]
+    for index in bad:
+        (train.source.source.root / train.name_of(index)).write_bytes(b"")
+    chosen = data._readable(train, 8)
+    assert not set(chosen.tolist()) & {
+        i for i in range(len(train)) if train.name_of(i) in ("cat/04.jpeg", *(train.name_of(b) for b in bad))
+    }
+    assert len(np.unique(chosen)) == len(chosen) >= 3
+
+
+def test_a_whole_batch_is_not_timed_where_it_takes_long(monkeypatch):
+    cfg = config.load(["encoder.depth=1", "encoder.embed_dim=32", "train.batch_size=64"])
+    images = torch.zeros(64, 1, 8, 8, dtype=torch.uint8)
+    counts = []
+    monkeypatch.setattr(data, "_timed", lambda act, count, *_, **__: counts.append(count) or (act(count), 16 / data.SECONDS)[1])
+    data._model_pace(cfg, Batch(images, torch.arange(64), torch.zeros(64), torch.arange(64), 0), torch.device("cpu"))
+    assert counts == [8, 8]  # 16 images would take as long as all that is timed
+    monkeypatch.setattr(data, "_timed", lambda act, count, *_, **__: counts.append(count) or 1e6)
+    data._model_pace(cfg, Batch(images, torch.arange(64), torch.zeros(64), torch.arange(64), 0), torch.device("cpu"))
+    assert counts[2:] == [8, 16, 32, 64]
 
 
 def test_more_damage_than_a_run_would_bear_is_told_beforehand(folder, capsys):

@@ -1,9 +1,11 @@
 """The story of `mae data`: what will be trained on, seen before anything is trained."""
 
+import contextlib
 import json
+import logging
 import time
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,7 @@ from tqdm import tqdm
 from mae import config
 from mae.commands import door, options
 from mae.config import Config
-from mae.data.sources import Splits, open_splits
+from mae.data.sources import Source, Splits, open_splits
 from mae.errors import ConfigError
 from mae.units import size
 
@@ -29,6 +31,7 @@ whether the loader keeps up with the model on this machine. Looks into N images 
 """
 LOOKED_AT = 2000  # images
 PICTURED = 8
+FEWEST = 8  # images that the model is timed with, at first
 SECONDS = 4.0  # the loader and the model are timed for so long each
 BARS = 12  # classes shown one by one
 SHOWN = 10  # unreadable images on the screen
@@ -152,10 +155,10 @@ def _sheet(cfg: Config, splits: Splits, file: Path) -> Path:
     from mae.nets.keyed import hash_integers
 
     cpu = torch.device("cpu")
-    ids = np.unique(np.linspace(0, len(splits.train) - 1, PICTURED).round().astype(np.int64))
+    ids = _readable(splits.train, PICTURED)
     (whole,) = evaluation_batches(Subset(splits.train, ids), cfg, batch_size=len(ids), device=cpu)
     steps = TrainSteps(splits.train, cfg, 0, 1, None)
-    rows = [("whole", canvas.colours(normalise(whole.images, cfg.data), cfg))]
+    rows = [("evaluation", canvas.colours(normalise(whole.images, cfg.data), cfg))]
     crops = []
     for epoch in range(2):
         keys = hash_integers(cfg.train.seed, epoch, ids)
@@ -177,6 +180,22 @@ def _sheet(cfg: Config, splits: Splits, file: Path) -> Path:
     return file
 
 
+def _readable(source: Source, count: int) -> np.ndarray:
+    """(M,) int64, evenly drawn images; of those that cannot be read the next ones, or none."""
+    from mae.data.decode import DamagedImage
+
+    chosen: list[int] = []
+    for first in np.unique(np.linspace(0, len(source) - 1, count).round().astype(np.int64)).tolist():
+        for index in range(max(first, chosen[-1] + 1 if chosen else 0), min(first + count, len(source))):
+            with contextlib.suppress(DamagedImage):
+                source.read(index)
+                chosen.append(index)
+                break
+    if not chosen:
+        raise ConfigError(f"too few of the {len(source):,} training images can be read to show some: check data.path")
+    return np.array(chosen)
+
+
 def _pace(cfg: Config, splits: Splits) -> dict[str, float | None]:
     """Images a second that the loader gives and that the model takes, here; None where the method learns nothing step by step."""
     import torch
@@ -184,10 +203,11 @@ def _pace(cfg: Config, splits: Splits) -> dict[str, float | None]:
     from mae.data.loader import train_batches
     from mae.training import distributed
 
+    logging.getLogger("mae").addFilter(lambda record: "takes its place" not in record.getMessage())  # they have been named
     with distributed.start(cfg.train.device, cfg.train.timeout) as ranks:
         batches = train_batches(splits.train, cfg, first_step=0, device=ranks.device)
         batch = next(batches)[0]
-        loader = _timed(lambda: next(batches), cfg.train.batch_size, ranks.device)
+        loader = _timed(lambda _: next(batches), cfg.train.batch_size, ranks.device)
         batches.close()
         torch.manual_seed(cfg.train.seed)
         model = _model_pace(cfg, batch, ranks.device)
@@ -200,7 +220,7 @@ def _pace(cfg: Config, splits: Splits) -> dict[str, float | None]:
 
 
 def _model_pace(cfg: Config, batch: Any, device: Any) -> float | None:
-    """Images a second of whole training steps on one batch; None for a method without any."""
+    """Images a second of whole training steps on (a part of) a batch; None for a method without any."""
     from mae.data.batch import normalise
     from mae.methods.build import build
     from mae.nets.vit import choose_attention
@@ -214,18 +234,21 @@ def _model_pace(cfg: Config, batch: Any, device: Any) -> float | None:
     optimizer = optim.create(model, cfg.optim)
     kind = precision.choose(cfg.train.precision, device)
 
-    def step() -> None:
+    def step(count: int) -> None:
         with autocast(kind, device):
-            model(normalise(batch.images, cfg.data), keys=batch.keys).loss.backward()
+            model(normalise(batch.images[:count], cfg.data), keys=batch.keys[:count]).loss.backward()
         optimizer.step()
         optimizer.zero_grad()
 
-    step()
-    return _timed(step, len(batch.images), device)
+    count = min(FEWEST, len(batch.images))
+    step(count)  # not timed: the first one is slower
+    while count < len(batch.images) and count / _timed(step, count, device, seconds=0) < SECONDS / 4:
+        count = min(2 * count, len(batch.images))  # a whole batch may take minutes on a CPU
+    return _timed(step, count, device)
 
 
-def _timed(act: Any, images: int, device: Any) -> float:
-    """Images a second of an act that handles so many, repeated for a while."""
+def _timed(act: Callable[[int], Any], images: int, device: Any, seconds: float | None = None) -> float:
+    """Images a second of an act that handles so many, once or repeated for SECONDS."""
     import torch
 
     def now() -> float:
@@ -234,7 +257,7 @@ def _timed(act: Any, images: int, device: Any) -> float:
         return time.perf_counter()
 
     began, count = now(), 0
-    while (passed := now() - began) < SECONDS or not count:
-        act()
+    while (passed := now() - began) < (SECONDS if seconds is None else seconds) or not count:
+        act(images)
         count += 1
     return images * count / passed
