@@ -61,6 +61,29 @@ def test_a_server_that_knows_no_ranges_serves_too(server, tmp_path):
     assert (tmp_path / "a.bin").read_bytes() == (server.root / "a.bin").read_bytes()
 
 
+@pytest.mark.parametrize("length", ["9" * 5000, "\xb2", "-5", "1e3", "12 13"])
+def test_a_server_may_say_what_it_likes_of_lengths_and_waits(server, tmp_path, monkeypatch, length):
+    def odd(handler):
+        handler.send_response(503 if "busy" in handler.path else 200)
+        handler.send_header("Retry-After" if "busy" in handler.path else "Content-Length", length)
+        handler.end_headers()
+        handler.wfile.write(b"x" * 100)
+        handler.close_connection = True
+
+    monkeypatch.setattr(Handler, "do_GET", odd)
+    download(f"{server.url}/a.bin", tmp_path / "a.bin", lambda file: None)  # as from one that says none: `check` has to tell
+    assert (tmp_path / "a.bin").read_bytes() == b"x" * 100
+    with pytest.raises(GaveUp, match="does not come"):
+        download(f"{server.url}/busy.bin", tmp_path / "busy.bin", lambda file: None)
+
+
+def test_a_cache_that_cannot_be_written_is_told(server, tmp_path):
+    (tmp_path / "cache").write_text("a file")
+    with pytest.raises(ConfigError, match="XDG_CACHE_HOME"):
+        download(f"{server.url}/a.bin", tmp_path / "cache" / "a.bin", lambda file: None)
+    assert not server.asked
+
+
 def test_a_redirect_leads_to_the_web_alone(server, tmp_path, monkeypatch):
     def redirect(handler):
         handler.send_response(302)

@@ -91,6 +91,13 @@ def test_lists_say_which_shards(server):
     assert opened(f"{server.url}/set/_info.json").train.fingerprint == local
 
 
+def test_a_list_that_is_none_is_answered(server):
+    for content in (b"[" * 100_000, b"\xff\xfe", b'{"splits": 3}'):
+        (server.root / "_info.json").write_bytes(content)
+        with pytest.raises(ConfigError, match=r"_info\.json"):
+            opened(f"{server.url}/_info.json")
+
+
 def test_timms_info_is_believed_and_checked(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for number in range(3):

@@ -65,8 +65,12 @@ def download(url: str, file: Path, check: Callable[[Path], object]) -> None:
     if file.exists():
         return
     part = file.with_name(file.name + ".part")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    with open(part, "ab") as stream:
+    try:
+        part.parent.mkdir(parents=True, exist_ok=True)
+        appended = open(part, "ab")  # noqa: SIM115 (closed below)
+    except OSError as error:
+        raise ConfigError(f"{part} cannot be written ({error.strerror}): choose another folder with XDG_CACHE_HOME=DIR") from error
+    with appended as stream:
         fcntl.flock(stream, fcntl.LOCK_EX)
         if file.exists():  # another process brought it meanwhile
             if stream.tell() == 0:
@@ -165,17 +169,19 @@ def _answer(url: str, size: int, tag: Path) -> http.client.HTTPResponse:
             return error  # type: ignore[return-value]  # it reads like an answer
         if error.code not in PASSING:
             raise ConfigError(f"{public(url)} cannot be had, the server says {error.code} {error.reason}: check data.path") from error
-        asked = error.headers.get("Retry-After", "")
-        raise _Trouble(f"the server says {error.code} {error.reason}", float(asked) if asked.isdigit() else 0.0) from error
+        raise _Trouble(f"the server says {error.code} {error.reason}", _number(error.headers.get("Retry-After", "")) or 0) from error
 
 
 def _total(answer: http.client.HTTPResponse) -> int | None:
     """The length of the whole file, as this answer has it."""
     if answer.status == 200:
-        length = answer.headers.get("Content-Length", "")
-        return int(length) if length.isdigit() else None
-    match = re.search(r"/(\d+)$", answer.headers.get("Content-Range", ""))
-    return int(match[1]) if match else None
+        return _number(answer.headers.get("Content-Length", ""))
+    return _number(answer.headers.get("Content-Range", "").rpartition("/")[2])
+
+
+def _number(text: str) -> int | None:
+    """What a header says; None for anything but a plain number: a server may say what it likes."""
+    return int(text) if re.fullmatch("[0-9]{1,18}", text) else None
 
 
 def _tag_of(part: Path) -> Path:

@@ -222,6 +222,8 @@ def _beside(train: list[str], held_out: list[str]) -> tuple[str, ...] | None:
 def with_test_share(source: Folder, data: Data) -> Opened:
     """A fixed fifth for testing, chosen by a keyed hash of the paths. Raises ConfigError for fewer than 3 images."""
     if len(source) < 3:
-        raise ConfigError(f"data.path {source.root} holds {len(source)} images: at least 3 are needed, to train, to validate and to test")
+        raise ConfigError(
+            f"data.path {source.root} holds too few images, {len(source)}: at least 3 are needed, to train, to validate and to test"
+        )
     test = share_of(name_hashes([source.name_of(i) for i in range(len(source))], data.split_seed), TEST_SHARE)
     return Opened(train=Subset(source, ~test), test=Subset(source, test))

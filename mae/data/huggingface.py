@@ -89,7 +89,7 @@ def open_hf(data: Data) -> Opened:
     if held:
         return Opened(train=train, test=held[0], validation=held[1] if len(held) > 1 else None)
     if len(train) < 3:
-        raise ConfigError(f"{data.path} holds {len(train)} images: at least 3 are needed, to train, to validate and to test")
+        raise ConfigError(f"{data.path} holds too few images, {len(train)}: at least 3 are needed, to train, to validate and to test")
     test = share_of(position_hashes(len(train), data.split_seed + 1), TEST_SHARE)  # + 1: validation is drawn by split_seed itself
     return Opened(train=Subset(train, ~test), test=Subset(train, test))
 

@@ -142,7 +142,7 @@ def _readable(file: Path) -> None:
         text = file.read_text()
         if file.name.removesuffix(".part").endswith(".json"):
             json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{file.name.removesuffix('.part')} is no text or JSON") from error
 
 

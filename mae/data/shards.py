@@ -112,7 +112,9 @@ def open_shards(data: Data) -> Opened:
         return Opened(train=source(parts["train"]), test=held[0], validation=held[1] if len(held) > 1 else None)
     everything = source(list(range(len(names))))
     if len(everything) < 3:
-        raise ConfigError(f"the shards in {root} hold {len(everything)} images: at least 3 are needed, to train, to validate and to test")
+        raise ConfigError(
+            f"the shards in {root} hold too few images, {len(everything)}: at least 3 are needed, to train, to validate and to test"
+        )
     test = share_of(hash_integers(data.split_seed, index.hashes), TEST_SHARE)
     return Opened(train=Subset(everything, ~test), test=Subset(everything, test))
 
