@@ -4,6 +4,7 @@ import io
 import struct
 import warnings
 import zlib
+from itertools import product
 
 import numpy as np
 import pytest
@@ -168,6 +169,11 @@ def claimed(kind, width, height):
     elif kind == "JPEG":
         start = content.index(b"\xff\xc0")
         content[start + 5 : start + 9] = struct.pack(">HH", height, width)
+    elif kind == "WEBP":
+        frames, buffer = [Image.new("RGB", (8, 8), (90 * i, 0, 0)) for i in range(2)], io.BytesIO()
+        frames[0].save(buffer, "WEBP", save_all=True, append_images=frames[1:])  # only an animation says its size by itself
+        content = bytearray(buffer.getvalue())
+        content[24:30] = (width - 1).to_bytes(3, "little") + (height - 1).to_bytes(3, "little")
     else:
         for tag, value in ((256, width), (257, height)):
             start = content.index(struct.pack("<HHI", tag, 4, 1))
@@ -175,8 +181,9 @@ def claimed(kind, width, height):
     return bytes(content)
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "TIFF"])
-@pytest.mark.parametrize("size", [(10_000, 10_000), (65_000, 65_000)])
+@pytest.mark.parametrize(
+    ("kind", "size"), [*product(["PNG", "JPEG", "TIFF"], [(10_000, 10_000), (65_000, 65_000)]), ("WEBP", (10_000, 10_000))]
+)
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_a_bomb_is_told_by_its_header(kind, size):
     assert size[0] * size[1] > MAX_PIXELS
