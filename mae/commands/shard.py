@@ -77,6 +77,11 @@ def _processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1  # macOS has no such thing
 
 
+def _seconds() -> float:
+    """Between two looks of a bar: few of them fill the log of a job."""
+    return 0.1 if sys.stderr.isatty() else 30.0
+
+
 def _existing(word: str) -> Path:
     folder = Path(word).expanduser()
     if not folder.is_dir():
@@ -170,7 +175,8 @@ def _write_shards(
     if left < total:
         print(f"{target}: going on, {total - left:,} of {total:,} images are there")
     stopped = f"stopped; complete shards are kept in {target}: run the same command to go on"
-    with Stop() as stop, tqdm(total=total, initial=total - left, unit="image", smoothing=0.05, disable=not left) as bar:
+    bar = tqdm(total=total, initial=total - left, unit="image", smoothing=0.05, disable=not left, mininterval=_seconds())
+    with Stop() as stop, bar:
 
         def counted(images: Iterator[Any]) -> Iterator[Any]:
             for image in images:
@@ -195,7 +201,7 @@ def _write_shards(
 def _read_back(root: Path, names: list[str], published: dict[str, np.ndarray] | None, workers: int, budget: float = 0) -> list[index.Index]:
     """The index of every shard, all checked. Raises ConfigError, after all faults are on the screen, where there is one."""
     with Workers(min(workers, len(names))) as pool:
-        found = list(tqdm(check_all(root, names, published, pool), total=len(names), unit="shard", desc="checking"))
+        found = list(tqdm(check_all(root, names, published, pool), total=len(names), unit="shard", desc="checking", mininterval=_seconds()))
     faults = [checked.fault for checked in found if checked.fault is not None]
     if faults:
         print("\n".join(faults), file=sys.stderr)
