@@ -73,13 +73,18 @@ def test_images_that_cannot_be_read_are_not_drawn(folder):
 def test_a_whole_batch_is_not_timed_where_it_takes_long(monkeypatch):
     cfg = config.load(["encoder.depth=1", "encoder.embed_dim=32", "train.batch_size=64"])
     images = torch.zeros(64, 1, 8, 8, dtype=torch.uint8)
-    counts = []
-    monkeypatch.setattr(data, "_timed", lambda act, count, *_, **__: counts.append(count) or (act(count), 16 / data.SECONDS)[1])
-    data._model_pace(cfg, Batch(images, torch.arange(64), torch.zeros(64), torch.arange(64), 0), torch.device("cpu"))
-    assert counts == [8, 8]  # 16 images would take as long as all that is timed
-    monkeypatch.setattr(data, "_timed", lambda act, count, *_, **__: counts.append(count) or 1e6)
-    data._model_pace(cfg, Batch(images, torch.arange(64), torch.zeros(64), torch.arange(64), 0), torch.device("cpu"))
-    assert counts[2:] == [8, 16, 32, 64]
+    batch = Batch(images, torch.arange(64), torch.zeros(64), torch.arange(64), 0)
+    for a_step, an_image, counts in ((1.5, 0.25, [4, 8]), (0.1, 0.01, [4, 8, 16, 32, 64, 64])):
+        tried = []
+
+        def timed(act, count, device, seconds=None, *, tried=tried, a_step=a_step, an_image=an_image):
+            tried.append(count)
+            act(count)
+            return count / (a_step + count * an_image)
+
+        monkeypatch.setattr(data, "_timed", timed)
+        assert data._model_pace(cfg, batch, torch.device("cpu")) == pytest.approx(64 / (a_step + 64 * an_image))
+        assert tried == counts
 
 
 def test_more_damage_than_a_run_would_bear_is_told_beforehand(folder, capsys):

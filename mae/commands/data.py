@@ -31,7 +31,7 @@ whether the loader keeps up with the model on this machine. Looks into N images 
 """
 LOOKED_AT = 2000  # images
 PICTURED = 8
-FEWEST = 8  # images that the model is timed with, at first
+FEWEST = 4  # images that the model is timed with, at first
 SECONDS = 4.0  # the loader and the model are timed for so long each
 BARS = 12  # classes shown one by one
 SHOWN = 10  # unreadable images on the screen
@@ -240,11 +240,17 @@ def _model_pace(cfg: Config, batch: Any, device: Any) -> float | None:
         optimizer.step()
         optimizer.zero_grad()
 
-    count = min(FEWEST, len(batch.images))
+    whole = len(batch.images)
+    before, count = 0, min(FEWEST, whole)
     step(count)  # not timed: the first one is slower
-    while count < len(batch.images) and count / _timed(step, count, device, seconds=0) < SECONDS / 4:
-        count = min(2 * count, len(batch.images))  # a whole batch may take minutes on a CPU
-    return _timed(step, count, device)
+    earlier, took = 0.0, count / _timed(step, count, device, seconds=0)
+    while count < whole and (not before or took < SECONDS / 4):  # a whole batch may take minutes on a CPU
+        before, earlier, count = count, took, min(2 * count, whole)
+        took = count / _timed(step, count, device, seconds=0)
+    if count == whole:
+        return _timed(step, whole, device)
+    an_image = max(took - earlier, 0.0) / (count - before)  # the optimizer's part does not grow with the images
+    return whole / (took + an_image * (whole - count))
 
 
 def _timed(act: Callable[[int], Any], images: int, device: Any, seconds: float | None = None) -> float:
