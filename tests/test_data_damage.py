@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tarfile
-import time
 from itertools import islice
 from pathlib import Path
 
@@ -160,10 +159,8 @@ def test_a_read_that_stalls_is_named(tmp_path, monkeypatch, caplog):
     (tmp_path / "images" / "7.png").unlink()
     os.mkfifo(tmp_path / "images" / "7.png")  # nobody ever writes to it
     monkeypatch.setattr(loader, "STALLED_SECONDS", 15)  # given up when it is first named
-    began = time.monotonic()
-    with pytest.raises(RuntimeError, match=r"reading process 0 is at 7\.png for \d+ s.*does not answer"):
+    with pytest.raises(RuntimeError, match=r"reading process 0 is at 7\.png for (19|2\d) s.*does not answer"):  # within 30 seconds
         list(islice(train_batches(train, c, first_step=0, device=CPU), 30))
-    assert time.monotonic() - began < 30
     assert any("7.png" in record.message and "is slow" in record.message for record in caplog.records)
 
 
