@@ -13,10 +13,13 @@ from PIL import Image
 import mae
 from mae import config
 from mae.commands import evaluate, features, pictures, predictions, pretrain, reconstruct
+from mae.data.batch import normalise
 from mae.data.given import Arrays
 from mae.data.sources import open_splits
 from mae.errors import Preempted
-from mae.evaluation import canvas, drawing, reconstruction_pictures
+from mae.evaluation import canvas, drawing, neighbour_pictures, reconstruction_pictures
+from mae.evaluation.reconstruction import at_most
+from mae.evaluation.subject import Subject
 from mae.interop import huggingface
 from mae.keys import Data
 from mae.methods.sparse import TopImages
@@ -125,6 +128,26 @@ def test_a_picture_that_fails_is_left_out_and_said_but_a_signal_still_stops_the_
     with pytest.raises(Preempted):
         pictures.written(tmp_path / "c.png", lambda file: fail(Preempted("stopped")))
     assert [file.name for file in tmp_path.iterdir()] == ["a.png"]
+
+
+def test_beside_each_image_stand_those_of_highest_cosine_similarity_and_those_of_another_class_are_framed(monkeypatch):
+    cfg, drawn = config.load(["method.name=pixels", *WORDS]), []
+    splits = open_splits(cfg.data)
+    monkeypatch.setattr(drawing, "image_rows", lambda rows, **more: drawn.append((rows, more)))
+    neighbour_pictures.draw(Subject(mae.create(["method.name=pixels", *WORDS]).eval(), cfg, splits, torch.device("cpu")))
+    [(rows, more)] = drawn
+    bank, asked = at_most(splits.train, neighbour_pictures.BANK), at_most(splits.validation, neighbour_pictures.QUERIES)
+    known, own = (
+        normalise(torch.from_numpy(np.stack([s.read(i)[..., 0] for i in range(len(s))]))[:, None], cfg.data) for s in (bank, asked)
+    )
+    cosines = torch.nn.functional.cosine_similarity(own.flatten(1)[:, None].double(), known.flatten(1)[None].double(), dim=2)
+    nearest = cosines.argsort(dim=1, descending=True)[:, : neighbour_pictures.NEAREST]
+    assert [title for title, _ in rows] == [asked.classes[label] for label in asked.labels]
+    for i, (_, images) in enumerate(rows):  # the image that is asked for, then its neighbours, nearest first
+        np.testing.assert_array_equal(images, canvas.colours(torch.cat([own[i : i + 1], known[nearest[i]]]), cfg))
+    others = {(i, j + 1) for i, j in np.argwhere(bank.labels[nearest.numpy()] != asked.labels[:, None])}
+    assert set(more["marked"]) == others
+    assert others
 
 
 def test_a_run_is_drawn(tmp_path, capsys, sent):

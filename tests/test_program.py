@@ -112,11 +112,33 @@ def test_killed_and_resumed_equals_not_killed(finished, tmp_path):
     assert len(rows(tmp_path / "run")) < 60
     resumed = run(*words, cwd=tmp_path)
     assert "resuming from" in resumed.stderr
-    mine, theirs = weights(tmp_path / "run"), weights(finished[0])
-    assert mine.keys() == theirs.keys()
-    assert all(torch.equal(mine[k], theirs[k]) for k in mine)
+    assert_the_same_run(tmp_path / "run", finished[0])
+
+
+def assert_the_same_run(mine, other):
+    """Weights and rows, to the bit."""
+    own, theirs = weights(mine), weights(other)
+    assert own.keys() == theirs.keys()
+    assert all(torch.equal(own[k], theirs[k]) for k in own)
     keep = ("step", "loss", "grad_norm", "lr", "batch_hash")
-    assert [[r[k] for k in keep] for r in rows(tmp_path / "run")] == [[r[k] for k in keep] for r in rows(finished[0])]
+    assert [[r[k] for k in keep] for r in rows(mine)] == [[r[k] for k in keep] for r in rows(other)]
+
+
+def test_ctrl_c_saves_says_how_to_go_on_and_costs_no_bit(finished, tmp_path):
+    words = [*TINY, "train.steps=60", "train.checkpoint_every=20", "run.dir=run", "evaluate.protocols=[knn,linear_probe_quick,few_shot]"]
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command(*words), cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    wait_for_row(tmp_path / "run", 5, process)
+    process.send_signal(signal.SIGINT)
+    stderr = process.communicate(timeout=60)[1]
+    assert process.returncode == 75, stderr
+    assert "run the same command to go on" in stderr
+    assert "Traceback" not in stderr
+    stopped = rows(tmp_path / "run")[-1]["step"]
+    assert stopped < 60
+    resumed = run(*words, cwd=tmp_path)
+    assert f"step-{stopped:08d}" in resumed.stderr  # no step is taken twice
+    assert_the_same_run(tmp_path / "run", finished[0])
 
 
 def test_a_signal_saves_and_exits_with_75_and_two_jobs_cannot_share_a_folder(finished, tmp_path):
