@@ -2,6 +2,9 @@
 
 import ast
 import configparser
+import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +12,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 from mae import __main__ as program
 from mae.version import __version__
@@ -76,6 +80,34 @@ def test_a_wheel_holds_every_module_and_configuration(tmp_path):
     held = set(zipfile.ZipFile(wheel).namelist())
     assert {f"mae/{f.relative_to(ROOT)}" for f in (ROOT / "configs").rglob("*.yaml")} <= held
     assert {str(f.relative_to(ROOT)) for f in (ROOT / "mae").rglob("*.py")} | {"mae/py.typed"} <= held
+
+
+def test_the_workflow_runs_what_our_own_check_runs_on_every_python_that_is_promised():
+    workflow = yaml.safe_load((ROOT / ".github/workflows/tests.yml").read_text())
+    job = workflow["jobs"]["tests"]
+    assert set(workflow[True]) == {"push", "pull_request"}  # YAML reads the bare word on as true, and GitHub knows
+    own = [line.replace(" --quiet", "") for line in (ROOT / ".ci/run").read_text().splitlines()]
+    steps = [command for step in job["steps"] for command in step.get("run", "").split(" && ") if command]
+    assert steps == own[own.index("pip install -e '.[dev]'") :]
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    promised = [line.split(" :: ")[-1] for line in setup["metadata"]["classifiers"].splitlines() if "Python :: 3." in line]
+    assert job["strategy"]["matrix"]["python"] == promised
+    assert setup["options"]["python_requires"] == f">={promised[0]}"
+    assert job["steps"][1]["with"]["cache-dependency-path"] in os.listdir(ROOT)
+
+
+def test_the_image_is_given_all_that_its_steps_ask_for():
+    lines = (ROOT / "Dockerfile").read_text().splitlines()
+    copied = [word for line in lines if line.startswith("COPY") for word in line.split()[1:-1]]
+    let_in = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    assert set(copied) == let_in == {"mae", "configs", "setup.cfg", "pyproject.toml", "README.md", "LICENSE"}  # as the wheel is made of
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    [install] = [line for line in lines if "pip install" in line]
+    assert re.search(r"'\.\[(\w+)\]'", install)[1] in setup["options.extras_require"]
+    [entry] = [json.loads(line.split(" ", 1)[1]) for line in lines if line.startswith("ENTRYPOINT")]
+    assert [f"{entry[0]} = mae.__main__:main"] == setup["options.entry_points"]["console_scripts"].split("\n")[1:]
 
 
 def _imported(file):
