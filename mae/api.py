@@ -25,13 +25,15 @@ def create(words: Sequence[str] = ()) -> Autoencoder:
 def load(encoder: str | Path) -> Autoencoder:
     """The method of a run folder with the weights of its newest good checkpoint, or the model of any other encoder; in eval mode.
 
-    Others are `timm:NAME`, `hf:NAME`, a folder as timm or Hugging Face saves it, a checkpoint file (mae.interop.load). Raises ConfigError
-    where there is none, or no checkpoint yet.
+    A fine-tuned run gives the encoder of its classifier/. Others are `timm:NAME`, `hf:NAME`, a folder as timm or Hugging Face saves it, a
+    checkpoint file (mae.interop.load). Raises ConfigError where there is none, or no checkpoint yet.
     """
     folder = RunFolder(encoder)
     settings = folder.config()
     if settings is None:
         return open_encoder(str(encoder)).model
+    if (classifier := folder.classifier()) is not None:
+        return open_encoder(str(classifier)).model
     newest = checkpoint.newest(folder.checkpoints)
     if newest is None:
         raise ConfigError(f"{encoder} has no checkpoint yet: train it first")

@@ -12,6 +12,7 @@ from mae.training.run import RunFolder
 
 TINY = dict(patch_size=8, embed_dim=32, depth=2, num_heads=4)
 GREY_AND_COLOUR = {1: Data(mean=[0.4], std=[0.2]), 3: Data(mean=[0.4, 0.5, 0.6], std=[0.2, 0.3, 0.1])}
+TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 
 def randomise(model):

@@ -5,12 +5,13 @@ import argparse
 import pytest
 import timm
 import torch
-from interop_models import GREY_AND_COLOUR, encoder_of, masked_autoencoder, randomise
+from interop_models import GREY_AND_COLOUR, TOLERANCE, encoder_of, masked_autoencoder, randomise
 from safetensors.torch import load_file, save_file
 
 import mae
 from mae.interop import assemble, huggingface, official, timm_folder
 from mae.interop.load import open_encoder
+from mae.keys import Data
 from mae.methods.base import Autoencoder
 from mae.methods.mae import MAE
 from mae.nets import vit
@@ -18,7 +19,7 @@ from mae.nets import vit
 
 def assert_same(ours, theirs, images, *, noise=None):
     """Features of both pools in both precisions and, where there is a noise, the loss and the picture."""
-    for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-10)):
+    for dtype, tolerance in TOLERANCE.items():
         a, b, x = ours.to(dtype), theirs.to(dtype), images.to(dtype)
         with torch.no_grad():
             for pool in ("mean", "cls"):
@@ -47,7 +48,7 @@ def test_hugging_face_features_and_loss(tmp_path):
     opened, encoder = open_encoder(f"hf:{tmp_path / 'full'}"), open_encoder(str(tmp_path / "alone"))
     assert (opened.kind, opened.image_size, opened.channels, opened.overrides["num_heads"]) == ("hf", (32, 32), 3, 3)
     assert (opened.model.mask_ratio, opened.model.norm_pix) == (0.5, True)
-    for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-10)):
+    for dtype, tolerance in TOLERANCE.items():
         x = images.to(dtype)
         with torch.no_grad():
             theirs = alone.to(dtype)(x, noise=in_order).last_hidden_state
@@ -80,7 +81,7 @@ def test_what_we_write_opens_in_transformers_without_a_word(tmp_path):
     theirs, report = transformers.ViTMAEForPreTraining.from_pretrained(tmp_path / "full", output_loading_info=True)
     assert not any(report.values())
     with torch.no_grad():
-        for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-10)):
+        for dtype, tolerance in TOLERANCE.items():
             expected = theirs.to(dtype).eval()(images.to(dtype), noise=noise).loss
             torch.testing.assert_close(model.to(dtype)(images.to(dtype), noise=noise).loss, expected, rtol=tolerance, atol=0)
     (tmp_path / "alone").mkdir()
@@ -88,7 +89,7 @@ def test_what_we_write_opens_in_transformers_without_a_word(tmp_path):
     theirs, report = transformers.ViTMAEModel.from_pretrained(tmp_path / "alone", output_loading_info=True)
     assert not any(report.values())
     with torch.no_grad():
-        for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-10)):
+        for dtype, tolerance in TOLERANCE.items():
             x = images.to(dtype)
             found = theirs.to(dtype).eval()(x, noise=torch.arange(16.0).expand(2, -1)).last_hidden_state
             torch.testing.assert_close(model.to(dtype).encoder.forward_features(x), found, rtol=tolerance, atol=tolerance)
@@ -104,16 +105,41 @@ def test_an_encoder_alone_comes_back_as_it_went(layout, tmp_path):
     assert_same(opened.model, model, torch.randn(2, 3, 32, 32))
 
 
-@pytest.mark.parametrize("layout", ["hf", "official"])
-@pytest.mark.parametrize("channels", [1, 3])
-def test_a_whole_autoencoder_comes_back_as_it_went(layout, channels, tmp_path):
-    model, data = masked_autoencoder(channels=channels), GREY_AND_COLOUR[channels]
+@pytest.mark.parametrize(
+    ("layout", "channels", "size"),
+    [
+        ("hf", 1, (32, 32)),
+        ("hf", 5, (32, 32)),
+        ("official", 1, (32, 32)),
+        ("official", 3, (16, 40)),
+        ("official", 5, (64, 8)),
+    ],
+)
+def test_a_whole_autoencoder_comes_back_as_it_went(layout, channels, size, tmp_path):
+    model = masked_autoencoder(image_size=size, channels=channels)
+    data = Data(mean=[0.4 + i / 10 for i in range(channels)], std=[0.2 + i / 10 for i in range(channels)])
     files = {"hf": huggingface, "official": official}[layout].save(model, tmp_path, data=data)
     opened = open_encoder(str(tmp_path if layout == "hf" else files[1]))
-    assert (opened.kind, opened.mean, opened.std, opened.channels) == (layout, tuple(data.mean), tuple(data.std), channels)
+    assert (opened.kind, opened.mean, opened.std) == (layout, tuple(data.mean), tuple(data.std))
+    assert (opened.image_size, opened.channels) == (size, channels)
     assert opened.model.norm_pix is False
     assert opened.model.encoder.state_dict().keys() == model.encoder.state_dict().keys()
-    assert_same(opened.model, model, torch.randn(2, channels, 32, 32), noise=torch.rand(2, 16))
+    patches = opened.model.encoder.patch_embed.num_patches
+    assert_same(opened.model, model, torch.randn(2, channels, *size), noise=torch.rand(2, patches))
+    if layout == "official":  # and to them again: each name, each bit, of the encoder alone too
+        for file in files:
+            written, again = (torch.load(f, weights_only=True) for f in (file, rewritten(file, data)))
+            assert written["args"] == again["args"]
+            assert written["model"].keys() == again["model"].keys()
+            assert all(torch.equal(x, again["model"][key]) for key, x in written["model"].items())
+
+
+def rewritten(file, data):
+    """A checkpoint of the official layout, read and written again."""
+    folder = file.parent / f"again-{file.stem}"
+    folder.mkdir()
+    official.save(open_encoder(str(file)).model, folder, data=data)
+    return folder / file.name
 
 
 def test_official_checkpoints_encoder_only_whole_and_fine_tuned(tmp_path):
@@ -138,7 +164,7 @@ def test_official_checkpoints_encoder_only_whole_and_fine_tuned(tmp_path):
     timm_folder.save(opened.encoder, tmp_path / "tuned", data=GREY_AND_COLOUR[3], tag="tuned")
     again = open_encoder(str(tmp_path / "tuned")).model
     with torch.no_grad():
-        for dtype, tolerance in ((torch.float32, 1e-5), (torch.float64, 1e-10)):
+        for dtype, tolerance in TOLERANCE.items():
             x = images.to(dtype)
             expected = tuned.to(dtype).forward_head(tuned.forward_features(x), pre_logits=True)
             for model in (opened, again):
@@ -173,6 +199,12 @@ def test_timm_folders_and_files_of_every_kind_of_vit(kind, tmp_path):
         for model in (opened.model.encoder, again.eval()):
             assert torch.equal(model.forward_features(images), expected)
     assert open_encoder(str(tmp_path / "encoder" / "model.safetensors")).overrides == opened.overrides  # by the config.json beside it
+    # an encoder in float64 keeps every bit
+    timm_folder.save(randomise(encoder.double()), tmp_path / "double", data=GREY_AND_COLOUR[channels], tag="trained")
+    theirs = timm.create_model(f"local-dir:{tmp_path / 'double'}").double().eval()
+    theirs.load_state_dict(load_file(tmp_path / "double" / "model.safetensors"), strict=True)
+    with torch.no_grad():
+        assert torch.equal(theirs.forward_features(images.double()), encoder.forward_features(images.double()))
 
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "not square"])
@@ -211,7 +243,7 @@ def test_what_the_hub_has_is_taken_from_the_cache_without_a_network(tmp_path, mo
     home.mkdir(parents=True)
     save_file(model.state_dict(), home / "model.safetensors")
     opened = open_encoder("timm:vit_tiny_patch16_224")
-    assert opened[1:] == ("vit_tiny_patch16_224", "vit_tiny_patch16_224", {}, (224, 224), 3, (0.5,) * 3, (0.5,) * 3, "timm")
+    assert opened[1:] == ("vit_tiny_patch16_224", "vit_tiny_patch16_224", {}, (224, 224), 3, (0.5,) * 3, (0.5,) * 3, 1 / 0.9, "timm")
     with torch.no_grad():
         assert torch.equal(opened.model.encode(images, "cls"), model.forward_features(images)[:, 0])
 

@@ -4,24 +4,28 @@ import json
 
 import numpy as np
 import pytest
+import scipy.special
 import timm
 import torch
-from interop_models import untrained_run
+from interop_models import TOLERANCE, untrained_run
 from PIL import Image
 from safetensors.torch import save_file
 
 import mae
 from mae.__main__ import TOOLS
-from mae.commands import export, features
+from mae.commands import export, features, reconstruct
 from mae.commands.pretraining import _method
 from mae.data.batch import normalise
-from mae.interop import onnx_file, timm_folder
+from mae.errors import ConfigError
+from mae.evaluation import reconstruction_pictures
+from mae.interop import exported_program, onnx_file, timm_folder
 from mae.nets import classifier
 from mae.training.run import RunFolder
 
 WORDS = ["data.name=folder", "data.image_size=16", "data.workers=0", "data.mean=[0.5,0.4,0.3]", "data.std=[0.25,0.2,0.3]", "data.resize=1"]
 WORDS += ["encoder.name=vit_tiny_patch16_224", "encoder.patch_size=4", "encoder.embed_dim=32", "encoder.num_heads=4", "encoder.depth=2"]
 WORDS += ["train.device=cpu", "train.precision=fp32", "train.steps=1"]
+DIGITS = ["encoder.embed_dim=32", "encoder.depth=1", "train.device=cpu", "train.precision=fp32", "train.steps=1"]
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +67,28 @@ def test_features_are_the_models_by_name_and_by_class(run, photos, tmp_path, cap
     assert larger["mean"].shape == found["mean"].shape
 
 
+def test_features_and_pictures_have_the_margin_of_the_encoder(tmp_path, monkeypatch):
+    """Digits fill their 8 x 8 pixels: what scales them to 9 before the crop cuts their edges off."""
+    run, images = untrained_run(tmp_path / "digits", DIGITS), np.random.default_rng(0).integers(0, 256, (2, 8, 8), np.uint8)
+    for i, image in enumerate(images):
+        (tmp_path / "photos").mkdir(exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "photos" / f"{i}.png")
+    x = normalise(torch.from_numpy(images)[:, None], mae.config.load(DIGITS).data)
+    for layout in ("", "timm", "hf", "official/full.pth"):
+        if layout:
+            assert export.main([str(run), "--format", layout.split("/")[0], f"--out={tmp_path / layout.split('/')[0]}"]) == 0
+        target = tmp_path / "vectors" / f"{layout.split('/')[0] or 'run'}.npz"
+        words = [str(tmp_path / layout if layout else run), str(tmp_path / "photos"), f"--out={target}"]
+        assert features.main([*words, "data.workers=0", "train.precision=fp32"]) == 0
+        with np.load(target) as file:
+            np.testing.assert_allclose(file["mean"], mae.load(run).encode(x).detach().numpy(), rtol=1e-4, atol=1e-4)
+    shown = []
+    blank = np.zeros((8, 8, 3), np.uint8)
+    monkeypatch.setattr(reconstruction_pictures, "draw", lambda subject, pixels, keys: shown.append(pixels) or blank)
+    assert reconstruct.main([str(run), str(tmp_path / "photos")]) == 0
+    torch.testing.assert_close(shown[0].cpu(), x)
+
+
 @pytest.mark.parametrize("layout", ["timm", "hf", "official/full.pth", "official/encoder.pth"])
 def test_what_is_exported_gives_the_same_features(layout, run, photos, tmp_path):
     target = tmp_path / layout.split("/")[0]
@@ -86,31 +112,50 @@ def test_an_export_tells_what_was_measured(run, tmp_path):
     assert "16 x 16 pixels, 3 channels" in card
 
 
+def pixels_and_vectors(model, count):
+    """Images of a number of them, in the model's number format, and what is expected of an export of the model."""
+    dtype = model.encoder.pos_embed.dtype
+    mean, std = (torch.tensor(getattr(mae.config.load(WORDS).data, name), dtype=dtype).view(-1, 1, 1) for name in ("mean", "std"))
+    pixels = torch.rand(count, 3, 16, 16, dtype=dtype)
+    with torch.no_grad():
+        return pixels, tuple(model.encode((pixels - mean) / std, pool) for pool in ("mean", "cls"))
+
+
 def test_torch_export_gives_the_same_features_for_any_number_of_images(run, tmp_path):
     assert export.main([str(run), "--format", "torch", "--out", str(tmp_path / "x")]) == 0
     assert 'torch.export.load("encoder.pt2")' in (tmp_path / "x" / "README.md").read_text()
-    program = torch.export.load(tmp_path / "x" / "encoder.pt2").module()
-    mean, std = (torch.tensor(getattr(mae.config.load(WORDS).data, name)).view(-1, 1, 1) for name in ("mean", "std"))
-    for count in (1, 3):
-        pixels = torch.rand(count, 3, 16, 16)
-        for pool, vectors_ in zip(("mean", "cls"), program(pixels), strict=True):
-            expected = mae.load(run).encode((pixels - mean) / std, pool).detach()
-            torch.testing.assert_close(vectors_, expected, rtol=1e-5, atol=1e-5)
+    exported_program.save(mae.load(run).double(), tmp_path, data=mae.config.load(WORDS).data)
+    for folder, dtype in ((tmp_path / "x", torch.float32), (tmp_path, torch.float64)):
+        program = torch.export.load(folder / "encoder.pt2").module()
+        for count in (1, 3):
+            pixels, expected = pixels_and_vectors(mae.load(run).to(dtype), count)
+            torch.testing.assert_close(tuple(program(pixels)), expected, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
 
 
 @pytest.mark.slow
 def test_onnx_gives_the_same_features_for_any_number_of_images(run, tmp_path):
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
+    from onnx.reference import ReferenceEvaluator, op_run  # in float64 too, in which the runtime has no convolution
+
+    class Gelu(op_run.OpRun):  # the evaluator's own takes erf in float32
+        op_domain = ""
+
+        def _run(self, x, approximate=None):
+            return (0.5 * x * (1 + scipy.special.erf(x / 2**0.5)),)
+
     assert export.main([str(run), "--format", "onnx", "--out", str(tmp_path / "x")]) == 0
+    double = mae.load(run).double()
+    for module in double.modules():
+        if isinstance(module, torch.nn.LayerNorm):
+            module.eps = 2.0**-20  # ONNX keeps an eps in float32 always, which holds this one exactly
+    onnx_file.save(double, tmp_path, data=mae.config.load(WORDS).data)
     session = runtime.InferenceSession(str(tmp_path / "x" / "encoder.onnx"))
-    mean, std = (torch.tensor(getattr(mae.config.load(WORDS).data, name)).view(-1, 1, 1) for name in ("mean", "std"))
-    for count in (1, 3):
-        pixels = torch.rand(count, 3, 16, 16)
-        found = session.run(["mean", "cls"], {"images": pixels.numpy()})
-        for pool, vectors_ in zip(("mean", "cls"), found, strict=True):
-            expected = mae.load(run).encode((pixels - mean) / std, pool).detach()
-            torch.testing.assert_close(torch.from_numpy(vectors_), expected, rtol=1e-5, atol=1e-5)
+    for opened, model in ((session, mae.load(run)), (ReferenceEvaluator(str(tmp_path / "encoder.onnx"), new_ops=[Gelu]), double)):
+        for count in (1, 3):
+            pixels, expected = pixels_and_vectors(model, count)
+            found = tuple(map(torch.from_numpy, opened.run(["mean", "cls"], {"images": pixels.numpy()})))
+            torch.testing.assert_close(found, expected, rtol=TOLERANCE[pixels.dtype], atol=TOLERANCE[pixels.dtype])
 
 
 def test_timm_opens_its_export_with_the_same_outputs(run, tmp_path):
@@ -118,7 +163,9 @@ def test_timm_opens_its_export_with_the_same_outputs(run, tmp_path):
     theirs, images = timm.create_model(f"local-dir:{tmp_path / 'x'}", pretrained=True).eval(), torch.randn(2, 3, 16, 16)
     assert (list(theirs.pretrained_cfg["mean"]), theirs.pretrained_cfg["tag"]) == ([0.5, 0.4, 0.3], "photos-mae")
     with torch.no_grad():
-        torch.testing.assert_close(theirs(images), mae.load(run).encode(images), rtol=1e-5, atol=1e-5)
+        for dtype, tolerance in TOLERANCE.items():
+            x, ours = images.to(dtype), mae.load(run).to(dtype)
+            torch.testing.assert_close(theirs.to(dtype)(x), ours.encode(x), rtol=tolerance, atol=tolerance)
 
 
 def finetuned_from(encoder, folder):
@@ -132,12 +179,19 @@ def finetuned_from(encoder, folder):
     timm_folder.save(model, folder / "classifier", data=config.data, tag="tuned", classes=("a", "b", "c"))
 
 
-@pytest.mark.parametrize("kind", ["run", "timm", "hf", "official/full.pth", "official/encoder.pth", "tuned.pth", "classifier"])
+KINDS = ["run", "timm", "hf", "official/full.pth", "official/encoder.pth", "tuned.pth", "classifier", "fine-tuned run"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_pretraining_goes_on_from_every_kind_of_encoder(kind, run, tmp_path):
     word, given = str(run), mae.load(run)
-    if kind in ("tuned.pth", "classifier"):
+    if kind in ("tuned.pth", "classifier", "fine-tuned run"):
+        if kind == "fine-tuned run":
+            word = str(untrained_run(tmp_path, [*WORDS, "configs/evaluation/finetune_paper.yaml"]))
+            with pytest.raises(ConfigError, match="has not come to its end"):
+                mae.load(word)
         finetuned_from(given.encoder, tmp_path)
-        word = str(tmp_path / kind)
+        word = str(tmp_path / kind) if kind != "fine-tuned run" else word
     elif kind != "run":
         assert export.main([word, "--format", kind.split("/")[0], f"--out={tmp_path / kind.split('/')[0]}"]) == 0
         word = str(tmp_path / kind)
@@ -150,6 +204,22 @@ def test_pretraining_goes_on_from_every_kind_of_encoder(kind, run, tmp_path):
     assert (abs(losses[0] - losses[1]) < 1e-5) is whole
     other = _method(mae.config.load([*WORDS, f"encoder.from={word}", "method.decoder_depth=2"]))
     assert torch.equal(other.encoder.norm.weight, given.encoder.norm.weight)  # another decoder starts afresh
+
+
+def test_a_crossmae_goes_on_with_its_decoder_and_a_probe_is_no_encoder(tmp_path):
+    words = [*WORDS, "configs/methods/crossmae.yaml"]
+    run = untrained_run(tmp_path / "cross", words)
+    images, noise = torch.randn(2, 3, 16, 16), torch.rand(2, 16)
+    method = _method(mae.config.load([*words, f"encoder.from={run}", "train.seed=1"])).eval()
+    with torch.no_grad():
+        assert torch.equal(method(images, noise=noise).loss, mae.load(run)(images, noise=noise).loss)
+    plain = _method(mae.config.load([*WORDS, f"encoder.from={run}"]))  # whose decoder is another
+    assert torch.equal(plain.encoder.norm.weight, method.encoder.norm.weight)
+    larger = _method(mae.config.load([*words, f"encoder.from={run}", "data.image_size=[24,32]"]))
+    assert torch.equal(larger.decoder.pred.weight, method.decoder.pred.weight)
+    probe = untrained_run(tmp_path / "probe", [*WORDS, "configs/evaluation/linear_probe_paper.yaml"])
+    with pytest.raises(ConfigError, match="is a probe"):
+        mae.load(probe)
 
 
 def test_training_starts_from_any_encoder_at_the_size_and_channels_of_its_data(tmp_path):

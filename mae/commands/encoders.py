@@ -10,6 +10,7 @@ from mae import config
 from mae.config import Config
 from mae.data.sources import Splits
 from mae.errors import ConfigError
+from mae.interop import first_look
 from mae.keys import Encoder
 from mae.training.run import RunFolder
 
@@ -38,18 +39,27 @@ def find(word: str) -> Found:
     path = Path(word)
     if (path / "config.yaml").exists() or not (path.exists() or word.startswith(("timm:", "hf:"))):
         folder = run_folder(path)
+        if (classifier := folder.classifier()) is not None:
+            return find(str(classifier))
         trained_with = folder.config() or {}
         base = {section: trained_with[section] for section in ("data", "encoder", "method", "track")}
         # seed, number format and device are the run's; a protocol on extracted features trains nothing, others bring their own length
         base["train"] = {"steps": 1, **{key: trained_with["train"][key] for key in ("seed", "precision", "device")}}
         return Found(folder.path.name, folder, base, lambda: _load_run(folder))
 
+    first_look.check(word)  # before torch is imported
     from mae.interop.load import open_encoder
 
     opened = open_encoder(word)
     name = word.replace(":", "-").strip("/").replace("/", "-").removesuffix(".safetensors").removesuffix(".pth").removesuffix(".pt")
     base = {
-        "data": {"image_size": list(opened.image_size), "channels": opened.channels, "mean": list(opened.mean), "std": list(opened.std)},
+        "data": {
+            "image_size": list(opened.image_size),
+            "channels": opened.channels,
+            "mean": list(opened.mean),
+            "std": list(opened.std),
+            "resize": opened.resize,
+        },
         "encoder": {"name": opened.architecture, "from": word, **opened.overrides},
         "method": {"name": "untrained"},
         "train": {"steps": 1},

@@ -60,7 +60,8 @@ def _story(words: list[str]) -> None:
     if not paths:
         raise ConfigError(f"{root} holds no images, nor do its subfolders: give another folder")
     found = encoders.find(arguments[0])
-    cfg = encoders.configure(["configs/data/folder.yaml", f"data.path={root}", *words], found.base)
+    own = ["configs/data/folder.yaml", f"data.path={root}", f"data.resize={found.base['data']['resize']}"]
+    cfg = encoders.configure([*own, *words], found.base)
     source = Folder(root, paths, classes_of(paths), cfg.data.channels)
     check_place(target)
 

@@ -13,7 +13,6 @@ from mae.data.batch import normalise
 from mae.data.sources import Splits
 from mae.errors import ConfigError
 from mae.evaluation.online import Online
-from mae.interop.assemble import is_whole
 from mae.interop.resize import resize
 from mae.methods.base import Autoencoder
 from mae.methods.build import build
@@ -68,7 +67,7 @@ def _method(config: Config) -> Autoencoder:
     method = build(config)
     if config.encoder.from_ is not None:
         named = api.load(config.encoder.from_)
-        given = named if is_whole(named) and is_whole(method) else Autoencoder(named.encoder)
+        given = named if isinstance(named, MAE) and isinstance(method, MAE) else Autoencoder(named.encoder)
         try:
             resize(given, image_size=config.image_size, channels=config.data.channels)
             method.encoder.load_state_dict(_fitted(given.encoder.state_dict(), method.encoder.state_dict(), config.encoder.from_))
@@ -96,4 +95,4 @@ def _alike(model: MAE) -> tuple[Any, ...]:
     """All that decides what its decoder makes of the encoder's tokens, but for the weights."""
     blocks: list[Any] = list(model.decoder.blocks)
     heads = [block.attn.num_heads if hasattr(block, "attn") else block.heads for block in blocks]
-    return type(model), model.norm_pix, heads, [(name, x.shape) for name, x in model.decoder.state_dict().items()]
+    return type(model.decoder), model.norm_pix, heads, [(name, x.shape) for name, x in model.decoder.state_dict().items()]

@@ -47,7 +47,8 @@ def _story(words: list[str]) -> None:
     if not images and "name" not in found.base["data"]:
         raise ConfigError(f"reconstructions of which images? {arguments[0]} brings none: name files or a folder")
     kind = "arrays" if found.base["data"].get("name") == "arrays" else "folder"
-    cfg = encoders.configure([*words, *([f"data.name={kind}", "data.path=.", "data.workers=0"] if images else [])], found.base)
+    other = [f"data.name={kind}", "data.path=.", "data.workers=0", f"data.resize={found.base['data']['resize']}"]
+    cfg = encoders.configure([*(other if images else []), *words], found.base)
     target = Path(texts.get("out") or found.home.figures / f"reconstructions{'-given' if images else ''}.png").expanduser()
     if target.suffix != ".png":
         raise ConfigError(f"--out {target} does not end in .png: choose another name for the picture")

@@ -15,6 +15,7 @@ def said(facts: Mapping[str, Any]) -> dict[str, Any]:
         "norm_pix": ("norm_pix_loss", lambda value: value if isinstance(value, bool) else None),
         "mask_ratio": ("mask_ratio", lambda value: value if _number(value) and 0 < value < 1 else None),
         "eps": ("layer_norm_eps", lambda value: value if _number(value) and value > 0 else None),
+        "resize": ("resize", lambda value: value if _number(value) and value >= 1 else None),
         "mean": ("mean", _numbers),
         "std": ("std", lambda value: found if (found := _numbers(value)) and min(found) > 0 else None),
     }

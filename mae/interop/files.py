@@ -15,7 +15,6 @@ from torch import Tensor
 
 from mae.errors import ConfigError
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 NESTED = ("model", "state_dict", "model_state_dict")  # where trainers keep the weights beside the optimizer
 WRAPPED = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before every key
 # (pattern of a key, what a file with such keys looks like); the first that fits is named
@@ -47,8 +46,6 @@ def read(file: Path) -> Content:
     Pickles are read with weights_only=True, plus argparse.Namespace, in which training scripts keep their arguments. Raises ConfigError
     for a file that needs more than that, that is damaged, or that holds something else than the weights of a model.
     """
-    if file.suffix not in SUFFIXES:
-        raise ConfigError(f"{file} is no checkpoint that can be read: give a file ending in {', '.join(SUFFIXES)}")
     content, facts = _safetensors(file) if file.suffix == ".safetensors" else _pickle(file)
     if isinstance(content, Mapping):
         arguments = content.get("args")

@@ -1,6 +1,7 @@
 """An encoder as a graph of tensor operations that needs none of this project's code: pixels in, vectors out, any number at a time.
 
-And the two halves of an autoencoder that makes latents for diffusion models: pixels in, maps out, and back.
+And the two halves of an autoencoder that makes latents for diffusion models: pixels in, maps out, and back. A model in float64 gives
+graphs in float64.
 """
 
 import copy
@@ -25,7 +26,7 @@ class Vectors(nn.Module):
         super().__init__()
         self.encoder = encoder
         self.pools = ("mean",) if encoder.cls_token is None else ("mean", "cls")
-        _register(self, data)
+        _register(self, data, like=encoder)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         """One (B, D) a pool."""
@@ -43,7 +44,7 @@ class ToLatents(nn.Module):
         super().__init__()
         self.model: Any = copy.deepcopy(model)
         del self.model.decoder
-        _register(self, data)
+        _register(self, data, like=model)
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, c, h, w)"""
@@ -60,21 +61,22 @@ class ToImages(nn.Module):
         super().__init__()
         self.model: Any = copy.deepcopy(model)
         del self.model.encoder
-        _register(self, data)
+        _register(self, data, like=model)
 
     def forward(self, latents: Tensor) -> Tensor:
         """(B, c, h, w) -> (B, C, H, W)"""
         return self.model.decode_latents(latents) * self.std + self.mean
 
 
-def _register(module: nn.Module, data: Data) -> None:
+def _register(module: nn.Module, data: Data, *, like: nn.Module) -> None:
     for name, values in (("mean", data.mean), ("std", data.std)):
-        module.register_buffer(name, torch.tensor(values).view(-1, 1, 1))
+        module.register_buffer(name, torch.tensor(values, dtype=next(like.parameters()).dtype).view(-1, 1, 1))
 
 
 def example(model: Autoencoder, data: Data) -> tuple[Tensor]:
     """Images that show an exporter the shapes."""
-    return (torch.zeros(2, data.channels, *model.encoder.patch_embed.img_size),)  # two: one would be taken for a constant
+    shape = (2, data.channels, *model.encoder.patch_embed.img_size)  # two: one would be taken for a constant
+    return (torch.zeros(shape, dtype=next(model.parameters()).dtype),)
 
 
 def any_number(name: str = "images") -> dict[str, dict[int, torch.export.Dim]]:

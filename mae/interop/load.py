@@ -8,12 +8,13 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from mae.errors import ConfigError
-from mae.interop import architecture, arguments, assemble, files, hub, huggingface, official, timm_models
+from mae.interop import architecture, arguments, assemble, files, first_look, hub, huggingface, official, timm_models
 from mae.keys import Data
 from mae.methods.base import Autoencoder
 
 MEAN, STD = tuple(Data().mean), tuple(Data().std)  # ImageNet's
 HALF = (0.5, 0.5, 0.5)  # Hugging Face's for a plain ViT
+MARGIN = 1.143  # ImageNet's: 224 pixels out of 256
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 
 
@@ -28,6 +29,7 @@ class Opened(NamedTuple):
     channels: int
     mean: tuple[float, ...]  # per channel, of pixels scaled to [0, 1]
     std: tuple[float, ...]
+    resize: float  # the shorter side before the centre crop, in image sizes
     kind: str  # timm | official | hf
 
 
@@ -38,29 +40,25 @@ def open_encoder(word: str) -> Opened:
     Hugging Face saves it, or a file: .safetensors, .pth, .pt, .bin with the weights of timm, of the MAE authors (encoder, whole model,
     fine-tuned) or of Hugging Face. Raises ConfigError, one sentence, for anything else.
     """
+    first_look.check(word)
     source, _, name = word.partition(":")
     if source == "timm":
         return _of_timm(timm_models.by_name(name), name, {})
     if source == "hf":
         return _of_folder(Path(name)) if Path(name).is_dir() else _of_hub(name)
     path = Path(word).expanduser()
-    if path.is_dir():
-        return _of_folder(path)
-    if path.is_file():
-        return _of_file(path)
-    raise ConfigError(f"there is no {word}: give a run folder, a checkpoint file, timm:NAME or hf:NAME")
+    return _of_folder(path) if path.is_dir() else _of_file(path)
 
 
 def _of_timm(encoder: VisionTransformer, name: str, overrides: dict[str, Any]) -> Opened:
     facts = cast(dict[str, Any], encoder.pretrained_cfg)  # timm's, set when it makes a model
     size, channels = encoder.patch_embed.img_size or facts["input_size"][1:], encoder.patch_embed.proj.in_channels
     mean, std = (_a_channel(facts[key], channels) for key in ("mean", "std"))
-    return Opened(Autoencoder(encoder).eval(), name, facts["architecture"], overrides, tuple(size), channels, mean, std, "timm")
+    model, resize = Autoencoder(encoder).eval(), max(1 / facts["crop_pct"], 1.0)
+    return Opened(model, name, facts["architecture"], overrides, tuple(size), channels, mean, std, resize, "timm")
 
 
 def _of_folder(folder: Path) -> Opened:
-    if not (folder / "config.json").is_file():
-        raise ConfigError(f"{folder} is neither a run folder nor a model's: it has no config.yaml and no config.json")
     config = files.read_json(folder / "config.json")
     if "architecture" in config:
         tag = (config.get("pretrained_cfg") or {}).get("tag")
@@ -86,6 +84,9 @@ def _of_hugging_face(config: Mapping[str, Any], weights: Path, preprocessing: Pa
     images = files.read_json(preprocessing) if preprocessing is not None and preprocessing.is_file() else {}
     mae = config["model_type"] == "vit_mae"
     mean, std = (images.get(f"image_{key}", value if mae else HALF) for key, value in (("mean", MEAN), ("std", STD)))
+    size = images.get("size")
+    if isinstance(size, int) or (isinstance(size, dict) and "height" in size):  # the model's, to which all is scaled, with nothing cut off
+        known["resize"] = 1.0
     return _of_weights(huggingface.to_ours(files.read(weights).tensors, str(weights)), str(weights), name, "hf", mean, std, **known)
 
 
@@ -111,13 +112,14 @@ def _of_weights(
     *,
     heads: int | None = None,
     image_size: tuple[int, int] | None = None,
+    resize: float = MARGIN,
     **others: Any,
 ) -> Opened:
     encoder = {key.removeprefix("encoder."): x for key, x in ours.items() if key.startswith("encoder.")}
     found = architecture.infer(encoder, what=what, heads=heads, image_size=image_size)
     model = assemble.autoencoder(ours, found, what=what, **others)
     mean, std = (_a_channel(x, found.channels) for x in (mean, std))
-    return Opened(model, name, found.name, found.overrides, found.image_size, found.channels, mean, std, kind)
+    return Opened(model, name, found.name, found.overrides, found.image_size, found.channels, mean, std, resize, kind)
 
 
 def _a_channel(values: Sequence[float], channels: int) -> tuple[float, ...]:

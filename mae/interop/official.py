@@ -87,8 +87,8 @@ def with_class_position(table: Tensor) -> Tensor:
 def save(model: Autoencoder, folder: Path, *, data: Data) -> list[Path]:
     """Writes `encoder.pth` and, for a MAE with its decoder, `full.pth`, as torch.load(..., weights_only=True) opens them; returns them.
 
-    Beside `model` they hold `args`, a plain dict of what the weights do not tell: heads, sizes, normalisation. Raises ConfigError for an
-    encoder that is more than a plain ViT.
+    Beside `model` they hold `args`, a plain dict of what the weights do not tell: heads, sizes, normalisation, margin. Raises ConfigError
+    for an encoder that is more than a plain ViT.
     """
     encoder = assemble.plain(model.encoder, "official")
     block: Any = encoder.blocks[0]  # timm's
@@ -98,6 +98,7 @@ def save(model: Autoencoder, folder: Path, *, data: Data) -> list[Path]:
         "layer_norm_eps": encoder.norm.eps,
         "mean": list(data.mean),
         "std": list(data.std),
+        "resize": data.resize,
     }
     ours = assemble.tensors_of(model)
     written = [folder / "encoder.pth"]

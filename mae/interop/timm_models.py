@@ -15,6 +15,7 @@ from mae.errors import ConfigError
 from mae.interop import hub
 from mae.interop.files import read_json
 from mae.keys import Encoder
+from mae.nets import names
 
 WEIGHTS = "model.safetensors"
 OVERRIDES = {f.name for f in fields(Encoder)} - {"name", "from_", "frozen"}
@@ -28,7 +29,7 @@ def by_name(name: str) -> VisionTransformer:
     try:
         facts = timm.models.get_pretrained_cfg(name, allow_unregistered=False)
     except RuntimeError as error:
-        raise ConfigError(f"timm:{name} is no timm model{_near(name)}") from error
+        raise names.unknown(name, "timm:", timm.list_models("vit*", pretrained=True)) from error
     if facts is None or not (facts.hf_hub_id or facts.url or facts.file):
         tags = timm.list_pretrained(f"{name.split('.')[0]}.*")
         raise ConfigError(f"timm:{name} has no pretrained weights{': choose ' + ' or '.join(tags[:4]) if tags else _near(name)}")

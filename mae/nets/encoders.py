@@ -8,7 +8,6 @@ from timm.models.vision_transformer import VisionTransformer
 from mae.nets import sizes, vit
 from mae.nets.conv import ConvEncoder, DenseEncoder
 
-OWN = ("conv", "dense", "linear")
 Encoder = VisionTransformer | ConvEncoder | DenseEncoder
 
 

@@ -1,6 +1,5 @@
 """timm's VisionTransformer as the encoder: built by name, its state_dict left exactly timm's, run on any subset of patches."""
 
-import difflib
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mae.errors import ConfigError
+from mae.nets import names
 from mae.nets.positions import sincos_table
 
 if TYPE_CHECKING:
@@ -45,9 +45,7 @@ def create_encoder(
     except RuntimeError as error:
         if "Unknown model" not in str(error):
             raise
-        near = difflib.get_close_matches(name, timm.list_models("vit*"), 1)
-        hint = f": did you mean {near[0]}?" if near else ": timm.list_models('vit*') lists them"
-        raise ConfigError(f"encoder.name {name} is no timm model{hint}") from error
+        raise names.unknown(name, "", timm.list_models("vit*")) from error
     except (AssertionError, TypeError) as error:
         raise ConfigError(f"timm cannot build encoder.name {name} with {overrides}: {error}") from error
     if not isinstance(encoder, VisionTransformer):

@@ -54,6 +54,17 @@ class RunFolder:
         file = self.path / "config.yaml"
         return cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(file))) if file.is_file() else None
 
+    def classifier(self) -> Path | None:
+        """Where a fine-tuning has left its encoder, in timm's layout; None of pretraining. Raises ConfigError where a run leaves none."""
+        protocol = (self.config() or {}).get("protocol") or {}
+        if not protocol:
+            return None
+        if not protocol["name"].startswith("finetune/"):
+            raise ConfigError(f"{self.path} is a probe, which leaves its encoder as it is: give the run or file of that encoder")
+        if not (self.path / "classifier").is_dir():
+            raise ConfigError(f"{self.path} is a fine-tuning that has not come to its end: run the same command again, it goes on")
+        return self.path / "classifier"
+
     def check(self, config: Config) -> None:
         """Raises ConfigError where the folder belongs to another configuration or to something that is no run."""
         if not self.path.exists():
