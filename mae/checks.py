@@ -4,6 +4,7 @@ import os
 
 from mae.errors import ConfigError
 from mae.keys import Config
+from mae.nets import names
 from mae.nets.sizes import code, grid, hidden_count, patch_size
 
 DURATIONS = ("epochs", "steps", "minutes")
@@ -23,6 +24,8 @@ NOT_BELOW_ZERO += ["optim.base_lr", "optim.min_lr", "optim.weight_decay"]
 
 def check(config: Config) -> None:
     """Raises ConfigError for the first contradiction."""
+    if config.encoder.name not in names.OWN:
+        names.check(config.encoder.name)
     rows, columns = grid(_image_size(config), patch_size(config.encoder.name, config.encoder.patch_size))
     _check_channels(config)
     _check_method(config, rows * columns)
@@ -67,11 +70,11 @@ def _check_method(config: Config, patches: int) -> None:
 
 
 def _check_ranges(config: Config) -> None:
-    for names, least in ((ABOVE_ZERO, "above zero"), (NOT_BELOW_ZERO, "zero or above")):
-        for name in names:
+    for group, least in ((ABOVE_ZERO, "above zero"), (NOT_BELOW_ZERO, "zero or above")):
+        for name in group:
             section, key = name.split(".")
             value = getattr(getattr(config, section), key)
-            if value is not None and (value < 0 or (value == 0 and names is ABOVE_ZERO)):
+            if value is not None and (value < 0 or (value == 0 and group is ABOVE_ZERO)):
                 raise ConfigError(f"{name} {value} must be {least}")
     if config.train.ema is not None and not 0 <= config.train.ema < 1:
         raise ConfigError(f"train.ema {config.train.ema} must be a decay from 0 to below 1, such as 0.999")

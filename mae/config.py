@@ -20,6 +20,7 @@ from mae.checks import DURATIONS
 from mae.errors import ConfigError
 from mae.keys import FOLDER_OF, FREE, SECTIONS, Config, spelt
 
+TEXTS = (str, str | None)  # types of keys
 LIMITS = {"at least": operator.ge, "above": operator.gt, "at most": operator.le, "below": operator.lt}
 LIMIT = rf"({'|'.join(LIMITS)}) (-?[\d.]+)"
 
@@ -102,8 +103,10 @@ def _layers_of(word: str) -> list[dict[str, Any]]:
         near = [k for k in known if k.endswith(f".{name}")]
         raise ConfigError(f"{name} is no key{': did you mean ' + near[0] + '?' if near else _did_you_mean(name, known)}")
     layer = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.from_dotlist([word])))
-    section = name.split(".")[0]
-    if name.split(".")[1:] == ["name"] and section in FOLDER_OF and value:
+    section, _, key = name.partition(".")
+    if _declared(section).get(key) in TEXTS and isinstance(layer[section][key], bool | int | float):
+        layer = {section: {key: value}}  # as it is written: run.dir=on is a folder's name, and so is 1e3
+    if key == "name" and section in FOLDER_OF and value:
         return [*_read(_named_file(section, value)), layer]
     if name == "encoder.from" and value not in ("", "null"):
         return [{"encoder": _encoder_of(value)}, layer]
@@ -115,6 +118,9 @@ def _encoder_of(word: str) -> dict[str, Any]:
     file = Path(word) / "config.yaml"
     if file.is_file():
         return {k: v for k, v in _read(file)[-1]["encoder"].items() if k not in ("from", "frozen")}
+    from mae.interop import first_look
+
+    first_look.check(word)
     from mae.interop.load import open_encoder  # torch: an encoder from elsewhere is known by its weights
 
     opened = open_encoder(word)
@@ -183,6 +189,11 @@ def docs(section: str, name: str | None = None) -> dict[str, str]:
     return dict(lines)
 
 
+def _declared(section: str) -> dict[str, Any]:
+    """The types of a section's keys, where it has some."""
+    return {spelt(f.name): f.type for f in fields(SECTIONS[section])} if section in SECTIONS and section not in FREE else {}
+
+
 def _default(f: Any) -> Any:
     return f.default if f.default is not MISSING else f.default_factory()
 
@@ -194,18 +205,23 @@ def _typed(merged: Mapping[str, Any]) -> Config:
             if f"{section}.{name}" not in known:
                 raise ConfigError(f"unknown key {section}.{name}{_did_you_mean(f'{section}.{name}', list(known))}")
     for section in FREE:
+        said = docs(section, merged[section]["name"]) if merged[section] else {}
         for name, value in merged[section].items():
-            _check_type(f"{section}.{name}", value, known[f"{section}.{name}"])
+            _check_type(f"{section}.{name}", value, known[f"{section}.{name}"], kinds.said(said.get(name, ""))[0])
     # YAML reads the bare word off as false
     merged = {**merged, "track": {k: "off" if k == "wandb" and v is False else v for k, v in merged["track"].items()}}
+    for section, values in merged.items():
+        for name, declared in _declared(section).items():
+            given = values.get(name)
+            if (declared in TEXTS and isinstance(given, bool)) or (declared == list[str] and any(isinstance(x, bool) for x in given or ())):
+                raise ConfigError(f"{section}.{name}={kinds.shown(given)} is no text: put it between quotes in the file")
     merged["encoder"] = {"from_" if k == "from" else k: v for k, v in merged["encoder"].items()}
     try:
         config = cast(Config, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.create(dict(merged)))))
     except ValidationError as error:
         name = str(error.full_key).split("[")[0]  # data.mean[0] -> data.mean
         section, _, key = name.partition(".")
-        declared = {spelt(f.name): f.type for f in fields(SECTIONS[section])}[key]
-        raise ConfigError(kinds.refusal(name, merged[section][key], declared, known[name])) from error
+        raise ConfigError(kinds.refusal(name, merged[section][key], _declared(section)[key], known[name])) from error
     except OmegaConfBaseException as error:
         where = getattr(error, "full_key", None) or "configuration"
         default = known.get(where)
@@ -219,7 +235,7 @@ def _typed(merged: Mapping[str, Any]) -> Config:
     return config
 
 
-def _check_type(name: str, value: Any, default: Any) -> None:
+def _check_type(name: str, value: Any, default: Any, said: type | None) -> None:
     number = int | float
     if isinstance(default, bool):
         fine = isinstance(value, bool)
@@ -228,11 +244,11 @@ def _check_type(name: str, value: Any, default: Any) -> None:
     elif isinstance(default, float):
         fine = isinstance(value, number) and not isinstance(value, bool)
     elif default is None:
-        fine = True
+        fine = value is None or said is None or (isinstance(value, number if said is float else said) and not isinstance(value, bool))
     else:
         fine = isinstance(value, type(default)) and not isinstance(value, bool)
     if not fine:
-        raise ConfigError(kinds.refusal(name, value, "auto" if default == "auto" else type(default), default))
+        raise ConfigError(kinds.refusal(name, value, "auto" if default == "auto" else said or type(default), default))
 
 
 def _check_choice(name: str, value: Any, doc: str) -> None:

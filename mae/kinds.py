@@ -3,7 +3,14 @@
 from types import NoneType
 from typing import Any, get_args, get_origin
 
+SAID = {"integer": int, "number": float, "text": str}  # how a key's line of help begins whose default is null, of which no type shows
 KINDS = {int: "whole number", float: "number", str: "text", list: "list"}
+
+
+def said(doc: str) -> tuple[type | None, str]:
+    """What a line of help says of the type, "integer: only the first so many", and the rest of it."""
+    head, _, rest = doc.partition(": ")
+    return (SAID[head], rest) if head in SAID else (None, doc)
 
 
 def shown(value: object) -> str:

@@ -18,18 +18,21 @@ from mae.training.tracking import Tracker
 log = logging.getLogger("mae")
 
 USAGE = """
-usage: mae compare RUN... --out DIR [--separate] [track.wandb=offline]
+usage: mae compare RUN... --out DIR [--separate] [track.key=value ...]
 
 Compares finished runs and makes DIR: comparison.md (a table), comparison.csv (a row for every figure), report.html (one page that
 needs no network: ranking with intervals, curves, pictures, cost, how each figure was measured). Runs that differ only in train.seed
-are one row. Figures that were not obtained alike are refused and the difference is named; --separate gives them tables of their own.
+are one row. Figures that were not obtained alike are refused and the difference is named.
+
+  --out DIR    folder
+  --separate   gives figures that were not obtained alike tables of their own
 """
 UNDECISIVE = ("train.seed", "evaluate.", "protocol.")  # keys that decide no weight, or only which seed of a row a run is
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return door.enter(_story, USAGE, words, keys=False)  # no key of a configuration but track.* has a meaning here
+    return door.enter(_story, USAGE, words, keys=("track",))
 
 
 def _story(words: list[str]) -> None:

@@ -23,11 +23,13 @@ USAGE = """
 usage: mae data [FILE.yaml ...] [section.key=value ...] [--images N] [--out DIR]
 
 Shows what pretrain.py with the same words would train on: how many images, of which sizes, kinds and classes, which cannot be read, and
-whether the loader keeps up with the model on this machine. Looks into N images (2000), evenly drawn from all splits. Writes into DIR
-(data-NAME):
+whether the loader keeps up with the model on this machine. Writes into DIR:
 
   contact_sheet.png   some images, two crops of each as two epochs give them, and what the model sees of the first
   data.json           the figures, and every image looked at that cannot be read
+
+  --images N          whole number (2000): images that are looked into, evenly drawn from all splits
+  --out DIR           folder (data-NAME)
 """
 LOOKED_AT = 2000  # images
 PICTURED = 8
@@ -39,7 +41,7 @@ SHOWN = 10  # unreadable images on the screen
 
 def main(words: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return door.enter(_story, USAGE, words, keys=False)
+    return door.enter(_story, USAGE, words)
 
 
 def _story(words: list[str]) -> None:

@@ -30,8 +30,10 @@ usage: mae doctor [FILE.yaml ...] [section.key=value ...] [--ranks N] [--a100 | 
 Checks whether a run of these words could start here, then rehearses it for some seconds in a temporary folder and predicts what it takes:
 time, memory, disk. Nothing of it is kept. Exit code 2 where the run could not start.
 
-  --ranks N   as one of N ranks: their share of the batch, the engine that train.parallel=auto takes, what they send each other
-  --h100 ...  on paper, for N of these GPUs, without rehearsing (masked autoencoders; docs/scaling.md says what is assumed)
+  --ranks N   whole number (1): as one of N ranks, with their share of the batch, the engine that train.parallel=auto takes and what they
+              send each other
+  --a100, --h100, --h200
+              on paper, for N of these GPUs, without rehearsing (masked autoencoders; docs/scaling.md says what is assumed)
 """
 GPUS = ("a100", "h100", "h200")
 LEAST = {"torch": (2, 6), "timm": (1, 0, 15)}

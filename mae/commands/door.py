@@ -5,11 +5,11 @@ import io
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from mae import memory
 from mae.errors import CannotSave, ConfigError, LossSpike, LostContact, NonFiniteLoss, Preempted, ReplicasDiffer
-from mae.keys import public
+from mae.keys import SECTIONS, public
 
 # Exit codes: 0 done, 2 bad configuration or input, 75 stopped by a signal after saving (EX_TEMPFAIL: run it again), 130 by Ctrl-C where
 # there is nothing to save (128 + SIGINT, as shells say it), 1 else.
@@ -22,13 +22,13 @@ def enter(
     words: Sequence[str] | None,
     *,
     protocol: str | None = None,
-    keys: bool = True,
+    keys: Sequence[str] | Mapping[str, str] = tuple(SECTIONS),
     of_encoder: bool = False,
 ) -> int:
     """Runs a command's story over its words (those of the process where None) and turns its errors into a sentence and an exit code.
 
-    `protocol` is the file whose keys `--help` shows where the words name none; without `keys` it shows the usage alone, for commands
-    in which a run or another encoder decides nearly all of them; `of_encoder` leaves out those that an encoder decides.
+    `--help` shows the `keys` of these sections, or these alone, with their defaults, where a run or an encoder decides nearly all of them;
+    `protocol` is the file whose keys it shows where the words name none; `of_encoder` leaves out those that an encoder decides.
     """
     as_tool = words is not None  # `mae pretrain`, not pretrain.py
     words = list(sys.argv[1:] if words is None else words)
@@ -46,7 +46,7 @@ def enter(
         with contextlib.suppress(BrokenPipeError):  # `--help | head`
             text = spoken(usage, as_tool=as_tool)
             words = [w for w in words if not w.startswith("-")]
-            print(page(text, words, protocol, of_encoder=of_encoder) if keys else text, flush=True)
+            print(page(text, words, protocol, keys=keys, of_encoder=of_encoder), flush=True)
         return DONE
     try:
         story(words)

@@ -21,8 +21,11 @@ Writes the folder DIR from a run, or from any other encoder (a checkpoint file, 
   onnx      encoder.onnx: images (B, C, H, W), pixels in [0, 1], in; vectors `mean` and `cls` out, each (B, D)
   torch     encoder.pt2, the same for torch.export.load, which needs neither timm nor this project; of a kl_ae also latents_encoder.pt2,
             pixels in, maps (B, c, h, w) of unit variance out, and latents_decoder.pt2, such maps in, pixels out
-and README.md, a model card with what was measured. The weights are those of the run's newest checkpoint; `mae evaluate DIR ...` reads
-them back.
+and README.md, a model card with what was measured. The weights are those of the run's newest checkpoint, in float32; `mae evaluate DIR ...`
+reads them back (timm, hf, official).
+
+  --format NAME   choice: timm | hf | official | onnx | torch
+  --out DIR       folder, a new one
 """
 FORMATS = ("timm", "hf", "official", "onnx", "torch")
 # (format, whether the decoder is there) -> the library that opens it, and how
@@ -51,7 +54,7 @@ pixels = to_images(to_latents(pixels))  # a diffusion model works between the tw
 
 def main(words: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return door.enter(_story, USAGE, words, keys=False)
+    return door.enter(_story, USAGE, words, keys=())
 
 
 def _story(words: list[str]) -> None:

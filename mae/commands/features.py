@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from mae import config
 from mae.commands import door, encoders, options
+from mae.commands.help import OWN
 from mae.commands.latents import readable
 from mae.commands.whole import check_place
 from mae.config import Config
@@ -22,7 +23,7 @@ if TYPE_CHECKING:  # a wrong path is answered before torch is imported
     from mae.methods.base import Autoencoder
 
 USAGE = """
-usage: mae features ENCODER DIR --out F.npz [data.image_size=N] [data.resize=X] [data.workers=N] [train.device=D] [train.precision=P]
+usage: mae features ENCODER DIR --out F.npz [section.key=value ...]
 
 Encodes every image file below DIR, in the order of their paths, and writes F.npz, which numpy.load opens:
   names    (N,)    paths below DIR
@@ -33,14 +34,16 @@ Encodes every image file below DIR, in the order of their paths, and writes F.np
 ENCODER: the folder of a run, a checkpoint file (timm, official MAE, Hugging Face), timm:NAME or hf:NAME. Images are resized, centre-cropped
 and normalised as the encoder expects; another data.image_size resamples its positions. Files that cannot be read are left out, by name.
 Numbers are computed in bf16 where the machine is fast at it, as when evaluating: train.precision=fp32 gives the same ones anywhere.
+
+  --out F.npz   a new file
 """
-WORDS = ("data.image_size", "data.resize", "data.workers", "train.device", "train.precision")
+WORDS = {"data.image_size": OWN, "data.resize": OWN, "data.workers": "2", "train.device": OWN, "train.precision": OWN}
 BATCH = 64
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return door.enter(_story, USAGE, words, keys=False)
+    return door.enter(_story, USAGE, words, keys=WORDS)
 
 
 def _story(words: list[str]) -> None:

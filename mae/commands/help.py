@@ -1,42 +1,53 @@
-"""The help page of a command: its usage and every key with its default, type and meaning."""
+"""The help page of a command: its usage and every key that it takes with its default, type and meaning."""
 
 import os
 import re
 import shutil
 import sys
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from typing import Any, get_args
 
 from mae import config
-from mae.keys import FREE, SECTIONS, spelt
-from mae.kinds import shown
+from mae.keys import FOLDER_OF, FREE, SECTIONS, spelt
+from mae.kinds import said, shown
 
+OWN = "(own)"  # the default of a key that a run or an encoder brings
 DOORS = r"\b(pretrain|finetune|linear_probe)\.py\b"
 KEYS, TYPES = 40, 9  # widths of the columns
 NAMES = {int: "integer", float: "number", bool: "boolean", str: "text"}
 WORDS = "Words: files (.yaml) and overrides (section.key=value), merged left to right. Keys and defaults:"
+FEW = f"Words: section.key=value. Keys and defaults; {OWN} is what the run or the encoder has:"
 OF_ENCODER = "encoder.* and method.* are ENCODER's, and so is data.* where no word says otherwise (below: the digits')."
+Keys = Sequence[str] | Mapping[str, str]
 
 
-def page(usage: str, words: Sequence[str], protocol: str | None, *, of_encoder: bool = False) -> str:
-    """Usage, then all keys; the method and protocol are those that the words choose, `protocol` before them.
+def page(usage: str, words: Sequence[str], protocol: str | None, *, keys: Keys = tuple(SECTIONS), of_encoder: bool = False) -> str:
+    """Usage, then the keys of some sections, or some keys by name with their defaults.
 
-    `of_encoder`: of a command that is given an encoder, which decides sections of its own. On a terminal lines are wrapped to its width.
+    The method and protocol are those that the words choose, `protocol` before them. `of_encoder`: of a command that is given an encoder,
+    which decides sections of its own. On a terminal lines are wrapped to its width.
     """
+    usage = _filled(usage)
+    if not keys:
+        return usage
+    if isinstance(keys, Mapping):
+        return "\n".join([usage, "", _filled(FEW), *(_line_of(key, default) for key, default in keys.items())])
     files = [w for w in words if "=" in w or w.endswith(".yaml")]
     chosen = config.load([f"configs/evaluation/{protocol}.yaml", *files] if protocol else files)
-    shipped = ("evaluation",) if of_encoder else ("methods", "evaluation", "recipes")
-    lines = [usage, "", *map(_shipped, shipped), "", WORDS, *([OF_ENCODER] if of_encoder else [])]
-    for section in SECTIONS:
+    shipped = [folder for section, folder in FOLDER_OF.items() if section in keys and not (of_encoder and section == "method")]
+    shipped += ["recipes"] if set(keys) == set(SECTIONS) and not of_encoder else []
+    lines = [usage, *([""] if shipped else []), *map(_shipped, shipped), "", *map(_filled, [WORDS, OF_ENCODER] if of_encoder else [WORDS])]
+    for section in keys:
         name = getattr(chosen, section).get("name") if section in FREE else None
         if (section in FREE and name is None) or (of_encoder and section in ("encoder", "method")):
             continue
         values, types = chosen.as_dict()[section], _types(section)
         lines += ["", _bold(section + (f" ({name})" if name else ""))]
         for key, doc in config.docs(section, name).items():
-            lines.append(_line(f"{section}.{key}={shown(values.get(key))}", _type(types.get(key), values.get(key), doc), doc))
+            kind, doc = said(doc)
+            lines.append(_line(f"{section}.{key}={shown(values.get(key))}", _type(types.get(key) or kind, values.get(key), doc), doc))
     return "\n".join(lines)
 
 
@@ -47,9 +58,35 @@ def spoken(usage: str, *, as_tool: bool) -> str:
     return re.sub(DOORS, r"mae \1", re.sub(rf"(torchrun [^\n]*?){DOORS}", r"\1-m mae \2", usage)).strip()
 
 
+def _filled(usage: str) -> str:
+    """A usage text as it is written, or where a terminal is too narrow for that, its paragraphs and lists filled anew."""
+    width = _width()
+    if width is None or all(len(line) <= width for line in usage.split("\n")):
+        return usage
+    items: list[str] = []
+    for line in usage.split("\n"):
+        depths = [len(x) - len(x.lstrip()) for x in (items[-1] if items else "", line)]
+        prose = depths == [0, 0] and not (items and items[-1].startswith("usage:"))
+        if line and items and items[-1] and (prose or (depths[0] == 2 < depths[1])):
+            items[-1] += f" {line.strip()}"
+        else:
+            items.append(line)
+    heads = [re.match(r"usage: |  \S+(?: \S+)*  +|\s*", item) for item in items]  # always one, if an empty one
+    return "\n".join(_wrapped(item, width, len(head[0]) if head else 0) for item, head in zip(items, heads, strict=True))
+
+
+def _wrapped(line: str, width: int, indent: int) -> str:
+    return "\n".join(textwrap.wrap(line, width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False))
+
+
+def _width() -> int | None:
+    """Characters of a line on the terminal; None where a file or a pipe is written to, one line a key, as grep likes it."""
+    return max(shutil.get_terminal_size().columns, 80) if sys.stdout.isatty() else None
+
+
 def _shipped(folder: str) -> str:
     names = " ".join(sorted(file.stem for file in (config.configs_folder() / folder).glob("*.yaml")))
-    return "\n".join(textwrap.wrap(f"configs/{folder}/*.yaml: {names}", 120, subsequent_indent="  "))
+    return "\n".join(textwrap.wrap(f"configs/{folder}/*.yaml: {names}", _width() or 120, subsequent_indent="  "))
 
 
 def _types(section: str) -> dict[str, Any]:
@@ -73,11 +110,14 @@ def _type(declared: Any, value: object, doc: str) -> str:
 
 def _line(key: str, kind: str, doc: str) -> str:
     head = f"  {key}".ljust(KEYS) + f"  {kind}".ljust(TYPES + 2)
-    if not sys.stdout.isatty():  # one line a key, as grep likes it
-        return f"{head}  {doc}"
-    indent = " " * (KEYS + TYPES + 4)
-    width = max(shutil.get_terminal_size().columns, 100)
-    return "\n".join(textwrap.wrap(f"{head}  {doc}", width, subsequent_indent=indent, break_long_words=False, drop_whitespace=True))
+    width = _width()
+    return f"{head}  {doc}" if width is None else _wrapped(f"{head}  {doc}", width, KEYS + TYPES + 4)
+
+
+def _line_of(key: str, default: str) -> str:
+    section, _, name = key.partition(".")
+    usual, doc = getattr(SECTIONS[section](), name), config.docs(section)[name]
+    return _line(f"{key}={default}", _type(_types(section)[name], usual, doc), doc)
 
 
 def _bold(heading: str) -> str:

@@ -21,7 +21,9 @@ usage: mae ladder configs/data/digits.yaml [--quick] [section.key=value ...]
 
 Pretrains every method of configs/methods on the same data with the same encoder, settings and seeds 0, 1, 2: once for equally many images
 (equal epochs), once for as many training FLOPs as the MAE takes. Evaluates all alike and writes comparison-BUDGET.md,
-anew after every seed, and report-BUDGET/, a page to read. Again: goes on where it stopped. --quick: seed 0 and equal FLOPs only.
+anew after every seed, and report-BUDGET/, a page to read. Again: goes on where it stopped.
+
+  --quick   seed 0 and equal FLOPs only
 """
 SEEDS, BUDGETS = (0, 1, 2), ("flops", "epochs")
 REFERENCE = "mae"  # whose length and FLOPs are the budget

@@ -10,6 +10,7 @@ import numpy as np
 
 from mae import config
 from mae.commands import door, encoders, options
+from mae.commands.help import OWN
 from mae.commands.whole import whole_or_not
 from mae.config import Config
 from mae.data.decode import DamagedImage
@@ -25,7 +26,7 @@ if TYPE_CHECKING:  # a wrong path is answered before torch is imported
     from mae.methods.base import Autoencoder
 
 USAGE = """
-usage: mae latents RUN SRC DST [data.workers=N] [data.resize=X] [train.device=D]
+usage: mae latents RUN SRC DST [section.key=value ...]
 
 Encodes all images of SRC, a folder of image files or of tar shards, with the autoencoder of a run (kl_ae, or any with a code for
 every place) and makes the folder DST:
@@ -35,7 +36,7 @@ every place) and makes the folder DST:
 Images are resized and centre-cropped as the run evaluates them. `mae.load(RUN).decode_latents(batch)` turns latents of a kl_ae into images;
 a latent divided by the scale is the code as the method made it.
 """
-WORDS = ("data.workers", "data.resize", "train.device")
+WORDS = {"data.workers": OWN, "data.resize": OWN, "train.device": OWN}
 BATCH = 64
 SHARD = 10_000  # latents in a shard
 MEASURED = 1024  # images that decide the scale of a method that keeps none
@@ -43,7 +44,7 @@ MEASURED = 1024  # images that decide the scale of a method that keeps none
 
 def main(words: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return door.enter(_story, USAGE, words, keys=False)
+    return door.enter(_story, USAGE, words, keys=WORDS)
 
 
 def _story(words: list[str]) -> None:

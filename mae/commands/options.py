@@ -1,7 +1,7 @@
 """The few `--name value` pairs that commands take besides their words."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 
 from mae.errors import ConfigError
@@ -57,7 +57,7 @@ def _separate(words: Sequence[str], flags: Sequence[str], names: Sequence[str]) 
     return given, found, rest
 
 
-def only(words: Sequence[str], known: Sequence[str], decides: str) -> None:
+def only(words: Sequence[str], known: Collection[str], decides: str) -> None:
     """Raises ConfigError for an override of another key than those known, where `decides` (the run, the encoder) decides the rest."""
     for word in words:
         if word.partition("=")[0] not in known:

@@ -8,6 +8,7 @@ from typing import Any
 
 from mae import config as configuration
 from mae.commands import door, encoders
+from mae.commands.help import OWN
 from mae.config import Config
 from mae.data.sources import Splits, open_splits
 from mae.errors import ConfigError, Preempted
@@ -15,7 +16,7 @@ from mae.errors import ConfigError, Preempted
 log = logging.getLogger("mae")
 
 USAGE = """
-usage: mae pictures RUN [train.device=D]
+usage: mae pictures RUN [section.key=value ...]
 
 Draws RUN/figures/ anew, and RUN/report.html with it, from held-out images:
   reconstructions   input, what is visible, what is made of it
@@ -34,7 +35,7 @@ LOOKED_THROUGH = 512  # held-out images, for those that activate an atom and tho
 
 def main(words: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return door.enter(_story, USAGE, words, keys=False)
+    return door.enter(_story, USAGE, words, keys={"data.path": OWN, "train.device": OWN})
 
 
 def _story(words: list[str]) -> None:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from mae import config
 from mae.commands import compare, door, encoders, options
+from mae.commands.help import OWN
 from mae.commands.whole import check_place
 from mae.config import Config
 from mae.data.arrays import ARRAYS
@@ -15,22 +16,25 @@ from mae.data.sources import Source, open_splits
 from mae.errors import ConfigError
 
 USAGE = """
-usage: mae reconstruct ENCODER [IMAGE ... | DIR] [--out FILE.png] [--count N] [data.resize=X] [train.device=D]
+usage: mae reconstruct ENCODER [IMAGE ... | DIR] [--out FILE.png] [--count N] [section.key=value ...]
 
-Draws N (8) images as they are, as the method is given them, and as it reconstructs them. Without images: held-out ones of the run.
+Draws N images as they are, as the method is given them, and as it reconstructs them. Without images: held-out ones of the run.
 Otherwise the first N of the files, or N of a folder's images. ENCODER: the folder of a run, or a whole MAE from elsewhere, such as
-hf:facebook/vit-mae-base, whose decoder comes with it. --out: default RUN/figures/reconstructions.png, or reconstructions-given.png.
+hf:facebook/vit-mae-base, whose decoder comes with it.
 
 A MAE that predicts normalised patches (method.norm_pix) leaves open how bright they are. Two rows say whose mean and deviation they were
 given: the visible patches', so that nothing of the answer is in the picture, and the hidden patches' own.
+
+  --count N        whole number, at most 256 (8): images
+  --out FILE.png   file (RUN/figures/reconstructions.png; of images that are given reconstructions-given.png)
 """
-WORDS = ("data.resize", "train.device", "train.precision")
+WORDS = {"data.resize": OWN, "train.device": OWN, "train.precision": OWN}
 COUNT, MOST = 8, 256  # images in a row
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return door.enter(_story, USAGE, words, keys=False)
+    return door.enter(_story, USAGE, words, keys=WORDS)
 
 
 def _story(words: list[str]) -> None:

@@ -26,7 +26,7 @@ from mae.training.signals import Stop
 
 USAGE = """
 usage: mae shard SRC DST [--resize PIXELS] [--quality Q] [--per-shard N] [--workers N] [data.damage=SHARE]
-       mae shard DATA DST ...     DATA: configs/data/NAME.yaml, data.* words
+       mae shard DATA DST ...     DATA: configs/data/NAME.yaml, data.key=value ...
        mae shard --verify DST [--workers N]
 
 Writes the images of SRC, a folder (of classes or not, of train, val and test or not) or what the words of a `data` section say, as tar
@@ -35,10 +35,15 @@ shards in webdataset layout, which training reads with data.name=shards data.pat
   _info.json            counts, shards and classes, as timm reads them
   _index.npz            where every image lies, and every shard's SHA-256
   damaged.txt           what could not be read and was left out
-Every file is kept byte for byte, or with --resize scaled down to that shorter side and written as JPEG of --quality (90). The images
-of a split are spread over its shards of --per-shard (1000) in a fixed mixed order. What is stopped goes on when the same command is
-run again. At the end all shards are read back; --verify does only that, for any shards. Where more than a share data.damage (0.001)
-of the images is unreadable the exit code is 2.
+Every file is kept byte for byte, or with --resize scaled down and written as JPEG. The images of a split are spread over its shards in a
+fixed mixed order. What is stopped goes on when the same command is run again. At the end all shards are read back. Where more than a
+share data.damage of the images is unreadable the exit code is 2.
+
+  --resize PIXELS   whole number (none: byte for byte): the shorter side, which larger images are scaled down to
+  --quality Q       whole number, 1 to 100 (90): of the JPEGs that --resize writes
+  --per-shard N     whole number (1000): images
+  --workers N       whole number (the machine's processors): processes
+  --verify          reads any shards back, and does nothing else
 """
 OPTIONS = {"resize": None, "quality": 90, "per-shard": 1000, "workers": None}
 DAMAGED = "damaged.txt"
@@ -49,7 +54,7 @@ FORMAT = 1  # of what is written: other numbers are other bytes
 
 def main(words: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return door.enter(_story, USAGE, words, keys=False)
+    return door.enter(_story, USAGE, words, keys=("data",))
 
 
 def _story(words: list[str]) -> None:

@@ -24,13 +24,15 @@ data.std, to be given after them to any command:
   pretrain.py configs/data/arrays.yaml data.path=DIR DIR.yaml
 
 Held-out images are left out. data.workers processes read; the figures do not depend on how many.
+
+  --out F.yaml   a new file
 """
 FLAT = 1e-6  # a standard deviation below which a channel says nothing
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Entry point; returns the exit code."""
-    return door.enter(_story, USAGE, words, keys=False)
+    return door.enter(_story, USAGE, words, keys=("data",))
 
 
 def _story(words: list[str]) -> None:
