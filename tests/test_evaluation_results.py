@@ -1,6 +1,9 @@
 """From splits to results.json on the digits: one pass, cached by what decides it, controls beside every figure."""
 
+import io
 import json
+import re
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,6 +18,7 @@ from mae.config import configs_folder
 from mae.data.sources import Splits, open_splits
 from mae.errors import ConfigError
 from mae.evaluation import controls, results
+from mae.evaluation import features as features_module
 from mae.evaluation.features import Share, encoder_hash, extract, gather
 from mae.evaluation.material import Result
 from mae.methods.mae import MAE
@@ -206,6 +210,19 @@ def test_a_changed_setting_changes_the_protocol_hash(config, splits, tmp_path):
     arguments = dict(run_dir=tmp_path / "run", device="cpu", controls=False, untrained=build)
     hashes = [results.run_protocols(build(), config, splits, [knn | {"k": k}], **arguments)[0]["protocol_hash"] for k in (20, 20, 10)]
     assert hashes[0] == hashes[1] != hashes[2]
+
+
+def test_a_long_pass_shows_a_terminal_how_much_is_left_and_a_file_nothing(config, splits, monkeypatch):
+    monkeypatch.setattr(features_module, "PATIENCE_SECONDS", 0)
+    shown = []
+    for is_terminal in (True, False):
+        stream = io.StringIO()
+        monkeypatch.setattr(stream, "isatty", lambda answer=is_terminal: answer, raising=False)
+        monkeypatch.setattr(sys, "stderr", stream)
+        extract(build(), splits.test, config, device="cpu")
+        shown.append(stream.getvalue())
+    assert re.search(r"encoding: .*\| \d/1 \[\d\d:\d\d<", shown[0])
+    assert shown[1] == ""
 
 
 def test_features_are_those_of_encode_and_the_model_stays_as_it_was(config, splits):

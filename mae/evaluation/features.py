@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from tqdm import tqdm
 
 from mae.config import Config
 from mae.data.loader import evaluation_batches, normalise
@@ -24,6 +25,7 @@ from mae.methods.base import Autoencoder
 from mae.nets import vit
 
 VERSION = 2  # of the features: one more whenever they would come out otherwise
+PATIENCE_SECONDS = 3  # with a terminal that says nothing
 LAYERS, TOKENS = "layers", "tokens"  # what a pass over the images can keep beside the pools
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -83,7 +85,7 @@ def extract(
         if share.world > 1:
             bounds = [len(source) * r // share.world for r in (share.rank, share.rank + 1)]
             part = Subset(source, np.arange(*bounds))
-        features = pass_over(part, config, lambda images: encode_all(model, images, pools, also), device=device)
+        features = pass_over(part, config, lambda images: encode_all(model, images, pools, also), device=device, quiet=share.rank > 0)
     features = {name: Features(share.join(f.x), share.join(f.y)) for name, f in features.items()}
     for file, names in {file_of(): pools, file_of(*also): tuple(features)}.items():  # the pools alone too: others ask for no more
         if file is not None and share.rank == 0:
@@ -109,13 +111,24 @@ def _positions(splits: Splits) -> Tensor:
 
 
 def pass_over(
-    source: Source, config: Config, encode: Callable[[Tensor], dict[str, Tensor]], *, device: torch.device, batch_size: int = 256
+    source: Source,
+    config: Config,
+    encode: Callable[[Tensor], dict[str, Tensor]],
+    *,
+    device: torch.device,
+    batch_size: int = 256,
+    quiet: bool = False,
 ) -> dict[str, Features]:
-    """Applies `encode`, normalised images (B, C, H, W) -> {pool: (B, D)}, to every image of a source once, in order, without gradients."""
+    """Applies `encode`, normalised images (B, C, H, W) -> {pool: (B, D)}, to every image of a source once, in order, without gradients.
+
+    What takes longer than some seconds shows on a terminal how much is left, unless it is to be `quiet`.
+    """
     vectors: dict[str, list[Tensor]] = {}
     labels = []
     with torch.no_grad():
-        for batch in evaluation_batches(source, config, batch_size=batch_size, device=device):
+        batches = evaluation_batches(source, config, batch_size=batch_size, device=device)
+        count = -(-len(source) // batch_size)
+        for batch in tqdm(batches, "encoding", count, unit="batch", leave=False, delay=PATIENCE_SECONDS, disable=quiet or None):
             for pool, x in encode(normalise(batch.images, config.data)).items():
                 vectors.setdefault(pool, []).append((x if x.dtype == torch.half else x.float()).cpu())
             labels.append(batch.labels.cpu())

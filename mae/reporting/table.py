@@ -91,7 +91,7 @@ def _winner(protocol: str, encoders: Sequence[str], by_cell: Mapping[tuple[str, 
     theirs = by_cell[best, protocol]["metrics"]["accuracy"]
     if theirs <= ours["metrics"]["accuracy"]:
         return None
-    return f"{protocol}: {_label(best)} win with {theirs:.1f} against {ours['metrics']['accuracy']:.1f}."
+    return f"{protocol}: {_label(best)} ahead with {theirs:.1f} against {ours['metrics']['accuracy']:.1f}."
 
 
 def _align(rows: Sequence[Sequence[str]]) -> list[str]:
