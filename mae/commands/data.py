@@ -243,11 +243,11 @@ def _model_pace(cfg: Config, batch: Any, device: Any) -> float | None:
         optimizer.zero_grad()
 
     whole = len(batch.images)
-    before, count = 0, min(FEWEST, whole)
+    before, count, spent = 0, min(FEWEST, whole), 0.0
     step(count)  # not timed: the first one is slower
     earlier, took = 0.0, count / _timed(step, count, device, seconds=0)
-    while count < whole and (not before or took < SECONDS / 4):  # a whole batch may take minutes on a CPU
-        before, earlier, count = count, took, min(2 * count, whole)
+    while count < whole and (not before or spent + 2 * took < 3 * SECONDS):  # a whole batch may take minutes on a CPU
+        before, earlier, count, spent = count, took, min(2 * count, whole), spent + took
         took = count / _timed(step, count, device, seconds=0)
     if count == whole:
         return _timed(step, whole, device)
