@@ -146,7 +146,7 @@ def test_the_method_that_is_added_in_one_file_is_found_and_learns(extended):
     test_methods.test_the_yaml_lists_every_argument_with_its_default("sharpen")
     images = torch.randn(64, 1, 8, 8, generator=torch.Generator().manual_seed(0))
     test_methods.test_every_parameter_learns_and_the_loss_falls("sharpen", images)
-    with pytest.raises(ConfigError, match="method.factor 1 must be at least 2"):
+    with pytest.raises(ConfigError, match=r"method\.factor 1 must be at least 2"):
         mae.create(["configs/methods/sharpen.yaml", "method.factor=1"])
 
 
