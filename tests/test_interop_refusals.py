@@ -3,6 +3,8 @@
 import json
 import pickle
 import random
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -47,6 +49,19 @@ def wrong_files(folder):
         "model.pth": (model, "run code of its own"),
         "harmful.pth": (Harmful(folder / "written"), "run code of its own"),
     }
+
+
+def test_what_is_wrong_with_a_file_is_said_without_waiting_for_timm(tmp_path):
+    contents = wrong_files(tmp_path / "x")
+    for name in ("resnet.pth", "positions.pth", "heads.pth", "model.pth"):
+        torch.save(contents[name][0], tmp_path / name)
+        probe = (
+            "import sys; from mae.commands import linear_probe; "
+            f"code = linear_probe.main(['{tmp_path / name}']); assert 'timm' not in sys.modules; sys.exit(code)"
+        )
+        done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, cwd=tmp_path)
+        assert done.returncode == 2, done.stderr
+        assert contents[name][1] in done.stderr
 
 
 def test_wrong_files_are_refused_in_a_sentence_that_says_what_they_are(tmp_path):

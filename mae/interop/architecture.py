@@ -6,11 +6,11 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import timm
 from torch import Tensor
 
 from mae.errors import ConfigError
 from mae.interop.files import looks_like
+from mae.nets import names
 from mae.nets.sizes import patch_size
 
 log = logging.getLogger("mae")
@@ -56,7 +56,7 @@ def infer(state: Mapping[str, Tensor], *, what: str, heads: int | None = None, i
     known = FAMILIES.get((width, depth))
     family, usual_heads, ratio = known or ("vit_base", 12, 4.0)
     usual_width, usual_depth = (width, depth) if known else (768, 12)
-    name = next(n for p in (patch, 16, 14) if timm.is_model(n := f"{family}_patch{p}_224"))
+    name = next(n for p in (patch, 16, 14) if names.is_vit(n := f"{family}_patch{p}_224"))
     heads = heads or (usual_heads if known else _guessed_heads(width, what))
     own = {"patch_size": patch, "embed_dim": width, "depth": depth, "num_heads": heads}
     usual = {"patch_size": patch_size(name, None), "embed_dim": usual_width, "depth": usual_depth, "num_heads": usual_heads}

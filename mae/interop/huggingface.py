@@ -7,18 +7,19 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
 from mae.errors import ConfigError
-from mae.interop import assemble
 from mae.interop.files import looks_like
 from mae.interop.official import patch_positions, with_class_position
 from mae.keys import Data
-from mae.methods.base import Autoencoder
+
+if TYPE_CHECKING:  # what is written is asked of the model; what is read is told before timm is imported
+    from mae.methods.base import Autoencoder
 
 MODELS = ("vit_mae", "vit")  # `model_type` of config.json
 HEADS = ("pooler.", "classifier.")  # no part of an encoder
@@ -138,12 +139,14 @@ def read_config(config: Mapping[str, Any], what: str) -> dict[str, Any]:
     }
 
 
-def save(model: Autoencoder, folder: Path, *, data: Data) -> list[Path]:
+def save(model: "Autoencoder", folder: Path, *, data: Data) -> list[Path]:
     """Writes config.json, model.safetensors and preprocessor_config.json as `from_pretrained` opens them; returns them.
 
     A ViTMAEForPreTraining where the model is a MAE with its decoder, else a ViTMAEModel (which hides patches unless its mask_ratio is 0,
     as here). Raises ConfigError for an encoder that is more than a plain ViT, or whose images are no squares.
     """
+    from mae.interop import assemble
+
     encoder = assemble.plain(model.encoder, "Hugging Face")
     height, width = encoder.patch_embed.img_size
     if height != width:

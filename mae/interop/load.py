@@ -2,15 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from mae.errors import ConfigError
-from mae.interop import architecture, arguments, assemble, files, first_look, hub, huggingface, official, timm_models
+from mae.interop import architecture, arguments, files, first_look, hub, huggingface, official
 from mae.keys import Data
-from mae.methods.base import Autoencoder
+
+if TYPE_CHECKING:  # what is wrong with a file is said before timm is imported, which takes seconds
+    from timm.models.vision_transformer import VisionTransformer
+
+    from mae.methods.base import Autoencoder
 
 MEAN, STD = tuple(Data().mean), tuple(Data().std)  # ImageNet's
 HALF = (0.5, 0.5, 0.5)  # Hugging Face's for a plain ViT
@@ -21,7 +24,7 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 class Opened(NamedTuple):
     """An encoder from elsewhere, and how images have to be given to it."""
 
-    model: Autoencoder  # in eval mode, on the CPU; a mae.methods.mae.MAE where the decoder's weights came with it
+    model: "Autoencoder"  # in eval mode, on the CPU; a mae.methods.mae.MAE where the decoder's weights came with it
     name: str  # for people
     architecture: str  # timm's name
     overrides: dict[str, Any]  # what differs from that, as keys of the `encoder` section
@@ -43,6 +46,8 @@ def open_encoder(word: str) -> Opened:
     first_look.check(word)
     source, _, name = word.partition(":")
     if source == "timm":
+        from mae.interop import timm_models
+
         return _of_timm(timm_models.by_name(name), name, {})
     if source == "hf":
         return _of_folder(Path(name)) if Path(name).is_dir() else _of_hub(name)
@@ -50,7 +55,9 @@ def open_encoder(word: str) -> Opened:
     return _of_folder(path) if path.is_dir() else _of_file(path)
 
 
-def _of_timm(encoder: VisionTransformer, name: str, overrides: dict[str, Any]) -> Opened:
+def _of_timm(encoder: "VisionTransformer", name: str, overrides: dict[str, Any]) -> Opened:
+    from mae.methods.base import Autoencoder
+
     facts = cast(dict[str, Any], encoder.pretrained_cfg)  # timm's, set when it makes a model
     size, channels = encoder.patch_embed.img_size or facts["input_size"][1:], encoder.patch_embed.proj.in_channels
     mean, std = (_a_channel(facts[key], channels) for key in ("mean", "std"))
@@ -61,6 +68,8 @@ def _of_timm(encoder: VisionTransformer, name: str, overrides: dict[str, Any]) -
 def _of_folder(folder: Path) -> Opened:
     config = files.read_json(folder / "config.json")
     if "architecture" in config:
+        from mae.interop import timm_models
+
         tag = (config.get("pretrained_cfg") or {}).get("tag")
         return _of_timm(timm_models.folder(folder), tag or folder.resolve().name, timm_models.overrides(folder))
     weights = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
@@ -73,7 +82,7 @@ def _of_hub(name: str) -> Opened:
     file = hub.fetch(name, "config.json")
     config = files.read_json(file)
     if "architecture" in config:  # a timm model on the hub
-        return _of_folder(hub.fetch(name, timm_models.WEIGHTS).parent)
+        return _of_folder(hub.fetch(name, WEIGHTS[0]).parent)
     huggingface.read_config(config, f"hf:{name}")  # refused before its weights are fetched
     weights = hub.find(name, "model.safetensors") or hub.fetch(name, "pytorch_model.bin")
     return _of_hugging_face(config, weights, hub.find(name, "preprocessor_config.json"), name.split("/")[-1])
@@ -117,6 +126,8 @@ def _of_weights(
 ) -> Opened:
     encoder = {key.removeprefix("encoder."): x for key, x in ours.items() if key.startswith("encoder.")}
     found = architecture.infer(encoder, what=what, heads=heads, image_size=image_size)
+    from mae.interop import assemble
+
     model = assemble.autoencoder(ours, found, what=what, **others)
     mean, std = (_a_channel(x, found.channels) for x in (mean, std))
     return Opened(model, name, found.name, found.overrides, found.image_size, found.channels, mean, std, resize, kind)

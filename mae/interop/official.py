@@ -7,16 +7,17 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from mae.errors import ConfigError
-from mae.interop import assemble
 from mae.keys import Data
-from mae.methods.base import Autoencoder
 from mae.nets.positions import sincos_table
+
+if TYPE_CHECKING:  # what is written is asked of the model; what is read is told before timm is imported
+    from mae.methods.base import Autoencoder
 
 # of a decoder: (their key, ours); encoder keys are the same but for the prefix
 DECODER = (
@@ -84,12 +85,14 @@ def with_class_position(table: Tensor) -> Tensor:
     return torch.cat([torch.zeros_like(table[:, :1]), table], dim=1)
 
 
-def save(model: Autoencoder, folder: Path, *, data: Data) -> list[Path]:
+def save(model: "Autoencoder", folder: Path, *, data: Data) -> list[Path]:
     """Writes `encoder.pth` and, for a MAE with its decoder, `full.pth`, as torch.load(..., weights_only=True) opens them; returns them.
 
     Beside `model` they hold `args`, a plain dict of what the weights do not tell: heads, sizes, normalisation, margin. Raises ConfigError
     for an encoder that is more than a plain ViT.
     """
+    from mae.interop import assemble
+
     encoder = assemble.plain(model.encoder, "official")
     block: Any = encoder.blocks[0]  # timm's
     facts = {

@@ -25,6 +25,11 @@ def check(name: str, before: str = "") -> None:
         raise unknown(name, before, re.findall(r"^def (vit_\w+)", _text("*.py"), re.MULTILINE))
 
 
+def is_vit(name: str) -> bool:
+    """Whether timm defines a model of that name as a plain Vision Transformer."""
+    return f"def {name}(" in _text("vision_transformer.py")
+
+
 def unknown(name: str, before: str, known: Sequence[str]) -> ConfigError:
     """The sentence that refuses a name, with the nearest of those that are known."""
     near = difflib.get_close_matches(name, known, 1)
