@@ -8,6 +8,7 @@ from ours import Ours, synthetic
 from peers import SIZES
 from records import names_of_machine
 
+from mae import memory
 from mae.training import precision as precisions
 from mae.training.distributed import device_of
 
@@ -37,6 +38,7 @@ def main() -> int:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--trace", help="a file to keep")
     options = parser.parse_args()
+    memory.keep_freed()  # as every command does
     device, size = device_of(options.device), SIZES[options.model]
     kind = precisions.choose(options.precision, device)
     side = Ours(size, options.method, options.batch, device, compiled=options.compile)

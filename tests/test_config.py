@@ -119,10 +119,14 @@ def test_a_methods_limits_are_known_from_the_words_alone(words, sentence):
     assert sentence in str(caught.value)
 
 
-@pytest.mark.parametrize("words", ["vae method.beta=0", "vq_vae method.codebook_size=2", "ae encoder.name=linear method.bottleneck=token"])
-def test_what_is_just_allowed_is_allowed(words):
-    method, *rest = words.split()
-    config.load([f"configs/methods/{method}.yaml", *rest])
+@pytest.mark.parametrize(
+    ("method", "word", "value"),
+    [("vae", "method.beta=0", 0), ("vq_vae", "method.codebook_size=2", 2), ("ae encoder.name=linear", "method.bottleneck=token", "token")],
+)
+def test_what_is_just_allowed_is_allowed(method, word, value):
+    name, *rest = method.split()
+    loaded = config.load([f"configs/methods/{name}.yaml", *rest, word])
+    assert loaded.method[word.split("=")[0].removeprefix("method.")] == value
 
 
 def test_a_warm_up_longer_than_the_run_is_refused():

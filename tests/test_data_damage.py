@@ -20,7 +20,7 @@ from PIL import Image
 
 from mae import config
 from mae.commands import pretrain
-from mae.data import loader, substitute
+from mae.data import processes, substitute
 from mae.data.folder import Folder
 from mae.data.loader import train_batches
 from mae.data.order import global_batch
@@ -158,7 +158,7 @@ def test_a_read_that_stalls_is_named(tmp_path, monkeypatch, caplog):
     train = open_splits(c.data).train
     (tmp_path / "images" / "7.png").unlink()
     os.mkfifo(tmp_path / "images" / "7.png")  # nobody ever writes to it
-    monkeypatch.setattr(loader, "STALLED_SECONDS", 15)  # given up when it is first named
+    monkeypatch.setattr(processes, "STALLED_SECONDS", 15)  # given up when it is first named
     with pytest.raises(RuntimeError, match=r"reading process 0 is at 7\.png for (19|2\d) s.*does not answer"):  # within 30 seconds
         list(islice(train_batches(train, c, first_step=0, device=CPU), 30))
     assert any("7.png" in record.message and "is slow" in record.message for record in caplog.records)
@@ -216,7 +216,7 @@ def test_memory_stays_flat_over_epochs_of_shards(tmp_path):
     for step in range(40 * len(train) // 32):
         next(batches)
         if step % (len(train) // 32) == len(train) // 64:  # once an epoch
-            workers = [worker.pid for iterator in loader._open_iterators for worker in iterator._workers]
+            workers = [worker.pid for iterator in processes._open_iterators for worker in iterator._workers]
             used.append([memory(pid) for pid in (os.getpid(), *workers)])
     batches.close()
     growth = np.array(used[-1]) - np.array(used[1])

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mae import config
-from mae.data import cached, crops, loader
+from mae.data import cached, crops, processes
 from mae.data.decode import DamagedImage
 from mae.data.loader import evaluation_batches, normalise, train_batches
 from mae.data.order import global_batch
@@ -252,8 +252,8 @@ def _stall(image, key):
     [(_die, 60, "reads images died"), pytest.param(_stall, 1, "does not answer", marks=pytest.mark.slow)],
 )
 def test_a_dead_or_stuck_worker_is_told_and_not_waited_for(transform, stalled, message, monkeypatch):
-    assert loader.PATIENCE_SECONDS <= 20  # named within 30 seconds
-    monkeypatch.setattr(loader, "PATIENCE_SECONDS", 2)
-    monkeypatch.setattr(loader, "STALLED_SECONDS", stalled)
+    assert processes.PATIENCE_SECONDS <= 20  # named within 30 seconds
+    monkeypatch.setattr(processes, "PATIENCE_SECONDS", 2)
+    monkeypatch.setattr(processes, "STALLED_SECONDS", stalled)
     with pytest.raises(RuntimeError, match=message):
         batches(Pictures(9), configured("data.workers=1"), transform=transform)

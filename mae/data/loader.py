@@ -4,18 +4,13 @@ The data set that the worker processes read is indexed by STEP: item t is this r
 prefetching and restarts cannot change what is in it (torchdata's stateful loaders exist to repair what this never breaks).
 """
 
-import atexit
-import logging
-import time
-import weakref
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, get_worker_info
+from torch.utils.data import Dataset, get_worker_info
 
 from mae.config import Config
 from mae.data import crops, order, region, substitute
@@ -23,19 +18,17 @@ from mae.data.batch import Batch, Samples, finished, micro_batches, normalise
 from mae.data.cached import Cache
 from mae.data.packed import Packed, Packing
 from mae.data.plain import Regions, numbers_of
-from mae.data.reading import Reading, shared_memory
+from mae.data.processes import read_ahead
+from mae.data.reading import Reading
 from mae.data.resample import crop_one
 from mae.data.sources import Source
 from mae.data.stream import KEPT, Stream
-from mae.data.worker import context, forget, held_back, named_semaphores, serve, start_tracker
 from mae.errors import ConfigError
 from mae.nets.keyed import hash_integers
 
 __all__ = ["Batch", "evaluation_batches", "normalise", "train_batches"]
 
 FOREVER = 1 << 62
-PATIENCE_SECONDS = 20  # between looks at whether the workers still live
-STALLED_SECONDS = 300
 TOGETHER = 8  # images held at their own sizes: crops are drawn for all of them at once, and they are still in the cache when cut
 
 Transform = Callable[[np.ndarray, int], Tensor]
@@ -214,7 +207,7 @@ def _ahead(steps: Iterator[list[Batch]], device: torch.device) -> Generator[list
 def _stream(items: TrainSteps | EvaluationBatches, indices: Iterable[int], config: Config, device: torch.device) -> Iterator[Samples]:
     """Reads the items in order, in data.workers processes or in this one."""
     if config.data.workers:
-        stream = _from_workers(items, indices, config.data.workers, pin_memory=device.type == "cuda")
+        stream = read_ahead(items, indices, items.reading, items.source.name_of, pin_memory=device.type == "cuda")
     else:
         stream = (items[index] for index in indices)
     with closing(stream):  # now, not when the traceback is forgotten
@@ -226,76 +219,3 @@ def _stream(items: TrainSteps | EvaluationBatches, indices: Iterable[int], confi
                 assert items.packing is not None
                 item = items.packing.unpack(item, device)
             yield item
-
-
-def _from_workers(
-    items: TrainSteps | EvaluationBatches, indices: Iterable[int], workers: int, *, pin_memory: bool
-) -> Generator[Samples | Packed | ConfigError, None, None]:
-    loader = DataLoader(
-        items,
-        batch_size=None,
-        sampler=indices,
-        num_workers=workers,
-        collate_fn=_unchanged,
-        pin_memory=pin_memory,
-        timeout=PATIENCE_SECONDS,
-        multiprocessing_context=context("mae.data.server"),
-        worker_init_fn=serve,
-        generator=torch.Generator(),  # the global one belongs to the model
-    )
-    start_tracker()
-    with held_back(), named_semaphores() as names:
-        iterator = iter(loader)  # starts the workers, and the first time their fork server
-    _open_iterators.add(iterator)
-    try:
-        for count, _ in enumerate(indices, 1):
-            item = _next(iterator, items)
-            if count == workers:  # all of them have answered: nobody needs the names any more
-                forget(names)
-            yield item
-    finally:
-        _close(iterator)
-
-
-def _close(iterator: Any) -> None:
-    """Ends the workers, which deaf as they are to signals would otherwise keep the interpreter from exiting."""
-    iterator._shutdown_workers()
-    for worker in iterator._workers:
-        if worker.is_alive():  # stuck in a read
-            worker.kill()
-
-
-_open_iterators: weakref.WeakSet[Any] = weakref.WeakSet()
-
-
-@atexit.register  # before multiprocessing's own, which waits for ever
-def _close_all() -> None:
-    for iterator in list(_open_iterators):
-        _close(iterator)
-
-
-def _next(iterator: Iterator[Any], items: TrainSteps | EvaluationBatches) -> Any:
-    """The next item; tells a dead worker from a slow one, both after a while, and names what it reads and what to do."""
-    start = time.monotonic()
-    while True:
-        try:
-            return next(iterator)
-        except RuntimeError as error:
-            if "exited unexpectedly" in str(error) or "killed by signal" in str(error):
-                raise RuntimeError(f"a process that reads images died ({error}); is memory short? {shared_memory()}") from error
-            if "timed out" not in str(error):
-                raise
-            waited = time.monotonic() - start
-            if items.reading.idle() > PATIENCE_SECONDS / 2:
-                raise RuntimeError(f"a batch was lost on its way; {shared_memory()}") from error
-            stuck = items.reading.longest()
-            where = "the disk or the network that holds the images"
-            if stuck is not None:
-                where = f"reading process {stuck[0]} is at {items.source.name_of(stuck[1])} for {stuck[2]:.0f} s, {where}"
-            logging.getLogger("mae").error("no batch for %.0f s: %s is slow", waited, where)
-            if waited > STALLED_SECONDS:
-                raise RuntimeError(f"no batch for {waited:.0f} s: {where} does not answer") from error
-
-
-def _unchanged(item: Any) -> Any:
-    return item
