@@ -54,7 +54,7 @@ class Ours:
     """A method under the training loop, exactly as `pretrain.py` sets it up, without files, figures and evaluation."""
 
     def __init__(self, size: Size, method: str, batch: int, device: torch.device, *, compiled: bool, words: tuple[str, ...] = ()) -> None:
-        self.words = [*words_of(size, method, batch), *words]
+        self.words = [*words_of(size, method, batch), f"train.compile={compiled}", *words]
         self.config: Config = configuration.load(self.words)
         self.ranks, self.progress, self.compiled = Ranks(0, 1, device), Progress(), compiled
         torch.manual_seed(0)

@@ -219,12 +219,18 @@ def _peak(device: torch.device) -> Iterator[list[float]]:
         yield found
         found.append(torch.cuda.max_memory_allocated(device) - before)
         return
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    reset = Path("/proc/self/clear_refs")
+    if not reset.exists():
         yield found
-    events = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
-    held = most = 0
-    for event in sorted((e for e in events if e.name() == "[memory]"), key=lambda e: e.start_ns()):
-        held += event.nbytes()
-        most = max(most, held)
-    if most:
-        found.append(float(most))
+        return
+    memory.give_back()  # what earlier steps have left
+    before = _resident("VmRSS")
+    reset.write_text("5")  # the peak begins anew
+    yield found
+    found.append(_resident("VmHWM") - before)
+
+
+def _resident(kind: str) -> float:
+    """Bytes of this process that are in memory, now (VmRSS) or at the peak (VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(1024.0 * int(line.split()[1]) for line in lines if line.startswith(kind))

@@ -3,8 +3,8 @@
 import ctypes
 import os
 
-TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
-CHOSEN = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "GLIBC_TUNABLES")  # a user's own settings of the same
+TRIM_THRESHOLD, MMAP_THRESHOLD, ARENA_MAX = -1, -3, -8  # glibc's malloc.h
+CHOSEN = ("MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_THRESHOLD_", "MALLOC_ARENA_MAX", "GLIBC_TUNABLES")  # a user's own settings of the same
 
 
 def keep_freed() -> None:
@@ -16,6 +16,7 @@ def keep_freed() -> None:
     if mallopt is not None and not any(name in os.environ for name in CHOSEN):
         mallopt(MMAP_THRESHOLD, 2**31 - 1)
         mallopt(TRIM_THRESHOLD, -1)  # never
+        mallopt(ARENA_MAX, 1)  # what a thread has freed is there for all; threads' own arenas hand theirs back
 
 
 def give_back() -> None:

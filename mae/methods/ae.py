@@ -22,6 +22,8 @@ class AE(Autoencoder):
     `loss: bce` takes pixels in [0, 1] (data.mean=[0] data.std=[1]) as probabilities; its floor on grey images is their entropy, not zero.
     """
 
+    separable = True
+
     def __init__(
         self,
         encoder: Encoder,

@@ -49,6 +49,9 @@ class Autoencoder(nn.Module):
     learns = True  # False: nothing is left to gradients, the training loop is not run
     batch_statistics = False  # True: the loss is no mean of its samples' losses, so that accumulation would change it
     writes_parameters = False  # True: its forward pass does, so that they must be whole wherever it runs
+    separable = (
+        False  # True: loss and figures are means over samples, and the forward pass leaves nothing behind: threads may share a batch
+    )
     differentiates = False  # True: its forward pass differentiates itself, through whole parameters and activations that are kept
 
     latent: Callable[[Tensor], Tensor]  # images -> the code (B, k) or (B, N, k)

@@ -55,6 +55,7 @@ class Denoising(Autoencoder):
         self.name = corruption
         self.corruption = _corruption(encoder, corruption, pca_components)
         self.batch_statistics = isinstance(self.corruption, corruptions.PatchPCA)
+        self.separable = not self.batch_statistics
         self.decoder = image_decoder(encoder, depth=decoder_depth, width=decoder_width, heads=decoder_heads, inputs=encoder.embed_dim)
 
     def forward(self, images: Tensor, *, keys: Tensor) -> Output:

@@ -29,6 +29,7 @@ class MAE(Autoencoder):
     decoder is sized. Raises ConfigError for a mask ratio that hides none or all of the patches.
     """
 
+    separable = True
     encoder: VisionTransformer
     decoder: Decoder | CrossDecoder
 

@@ -15,7 +15,7 @@ from mae.data.loader import Batch
 from mae.errors import Preempted
 from mae.methods.base import Output
 from mae.nets import keyed
-from mae.training import distributed, optim, parallel, watch
+from mae.training import distributed, halves, optim, parallel, watch
 from mae.training.distributed import Ranks
 from mae.training.optim import Average
 from mae.training.precision import DTYPES
@@ -59,60 +59,65 @@ def fit(
     guard = watch.Guard(module, optimizer, scaler, progress, allowed=train.skip_updates, ranks=ranks)
     pace = _Pace()
 
-    while (done := plan.done(progress.step, distributed.from_first(progress.seconds, ranks) if plan.seconds else 0)) < 1:
-        began = time.perf_counter()
-        micro_batches = next(batches)
-        waited = time.perf_counter() - began
-        lr = plan.learning_rate(done)
-        optim.set_learning_rate(optimizer, lr)
+    def part(batch: Batch, parts: int) -> dict[str, Tensor]:
+        """Forward and backward pass of one of so many parts of a step; its share of the step's figures."""
+        with autocast(precision, ranks.device):
+            output = forward(module, batch)
+        scaler.scale(output.loss / parts).backward()
+        return {name: value.float() / parts for name, value in {"loss": output.loss.detach(), **output.metrics}.items()}
 
-        total: dict[str, Tensor] = {}
-        for i, batch in enumerate(micro_batches):
-            with parallel.accumulating(module, i + 1 < len(micro_batches)):
-                with autocast(precision, ranks.device):
-                    output = forward(module, batch)
-                scaler.scale(output.loss / len(micro_batches)).backward()
-            total = _add(total, output, len(micro_batches))
-            progress.replaced += batch.replaced
+    with halves.side_by_side(part, module, train, ranks) as work:
+        while (done := plan.done(progress.step, distributed.from_first(progress.seconds, ranks) if plan.seconds else 0)) < 1:
+            began = time.perf_counter()
+            micro_batches = next(batches)
+            waited = time.perf_counter() - began
+            lr = plan.learning_rate(done)
+            optim.set_learning_rate(optimizer, lr)
 
-        scaler.unscale_(optimizer)
-        norm = parallel.total_norm(parameters)
-        if config.optim.clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, config.optim.clip, norm)
-        if not guard.forbids(total["loss"], norm):
-            optimizer.step()
-            if average is not None:
-                average.update(guard.made())
-        scaler.update()
-        optimizer.zero_grad(set_to_none=True)
+            total: dict[str, Tensor] = {}
+            for i, batch in enumerate(micro_batches):
+                with parallel.accumulating(module, i + 1 < len(micro_batches)):
+                    total = _add(total, work(batch, len(micro_batches)))
+                progress.replaced += batch.replaced
 
-        progress.step += 1
-        row = None
-        if progress.step % train.log_every == 0:
-            guard.check(progress.step)
-            row = _row(progress, plan, total, norm, lr, micro_batches, ranks)
-        seconds = time.perf_counter() - began  # at a logged step that is when the device is done
-        progress.seconds += seconds
-        pace.step(seconds, waited)
-        if row is not None:
-            hooks.log(row | pace.row(plan.batch_size, ranks))
-            if train.spike is not None and row["loss_excess"] > train.spike:
-                raise watch.spike(progress.step, row, train.log_every)
-        if train.check_replicas and progress.step % train.check_replicas == 0:
-            watch.compare_replicas(module, ranks)
-        if train.evaluate_every and progress.step % train.evaluate_every == 0:
-            hooks.evaluate(progress.step)
-        if config.track.images_every and progress.step % config.track.images_every == 0:
-            hooks.picture(progress.step)
-        resumed = time.perf_counter()
-        stop = distributed.any_rank(hooks.stop(), ranks)
-        if stop or progress.step % train.checkpoint_every == 0:
-            guard.check(progress.step)
-            hooks.save(progress)
-        progress.seconds += time.perf_counter() - resumed  # saving is part of a wall-clock budget, evaluation and pictures are not
-        if stop:
-            raise Preempted(f"stopped by a signal after step {progress.step}, saved: run the same command to go on")
-    guard.check(progress.step)
+            scaler.unscale_(optimizer)
+            norm = parallel.total_norm(parameters)
+            if config.optim.clip is not None:
+                torch.nn.utils.clip_grads_with_norm_(parameters, config.optim.clip, norm)
+            if not guard.forbids(total["loss"], norm):
+                optimizer.step()
+                if average is not None:
+                    average.update(guard.made())
+            scaler.update()
+            optimizer.zero_grad(set_to_none=True)
+
+            progress.step += 1
+            row = None
+            if progress.step % train.log_every == 0:
+                guard.check(progress.step)
+                row = _row(progress, plan, total, norm, lr, micro_batches, ranks)
+            seconds = time.perf_counter() - began  # at a logged step that is when the device is done
+            progress.seconds += seconds
+            pace.step(seconds, waited)
+            if row is not None:
+                hooks.log(row | pace.row(plan.batch_size, ranks))
+                if train.spike is not None and row["loss_excess"] > train.spike:
+                    raise watch.spike(progress.step, row, train.log_every)
+            if train.check_replicas and progress.step % train.check_replicas == 0:
+                watch.compare_replicas(module, ranks)
+            if train.evaluate_every and progress.step % train.evaluate_every == 0:
+                hooks.evaluate(progress.step)
+            if config.track.images_every and progress.step % config.track.images_every == 0:
+                hooks.picture(progress.step)
+            resumed = time.perf_counter()
+            stop = distributed.any_rank(hooks.stop(), ranks)
+            if stop or progress.step % train.checkpoint_every == 0:
+                guard.check(progress.step)
+                hooks.save(progress)
+            progress.seconds += time.perf_counter() - resumed  # saving is part of a wall-clock budget, evaluation and pictures are not
+            if stop:
+                raise Preempted(f"stopped by a signal after step {progress.step}, saved: run the same command to go on")
+        guard.check(progress.step)
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[None]:
@@ -120,9 +125,8 @@ def autocast(precision: str, device: torch.device) -> contextlib.AbstractContext
     return torch.autocast(device.type, DTYPES[precision]) if precision != "fp32" else contextlib.nullcontext()
 
 
-def _add(total: dict[str, Tensor], output: Output, parts: int) -> dict[str, Tensor]:
-    values = {"loss": output.loss.detach(), **output.metrics}
-    return {k: total.get(k, 0) + v.float() / parts for k, v in values.items()}
+def _add(total: dict[str, Tensor], part: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: total.get(name, 0) + value for name, value in part.items()}
 
 
 def _row(
