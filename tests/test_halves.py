@@ -11,7 +11,7 @@ import torch
 import mae
 from mae import config
 from mae.data.batch import Batch
-from mae.training import halves
+from mae.training import halves, loop
 from mae.training.distributed import Ranks
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -31,13 +31,14 @@ def batch_of(count):
     return Batch(torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(0)), numbers + 5, numbers, numbers, 0)
 
 
-def passes(method, *, slower=None):
+def passes(method, precision="fp32", *, slower=None):
     """What the loop does with a part of a step; the half that begins with the key `slower` waits for the other."""
 
     def work(batch, parts):
         if batch.keys[0] == slower:
             time.sleep(0.05)
-        output = method(batch.images, keys=batch.keys)
+        with loop.autocast(precision, ALONE.device):
+            output = method(batch.images, keys=batch.keys)
         (output.loss / parts).backward()
         return {k: v / parts for k, v in {"loss": output.loss.detach(), **output.metrics}.items()}
 
@@ -50,18 +51,20 @@ def gradients(method):
     return found
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("name", SEPARABLE)
-def test_they_give_the_figures_and_gradients_of_the_whole_batch(name):
+def test_they_give_the_figures_and_gradients_of_the_whole_batch(name, precision):
     method, batch, train = mae.create([f"configs/methods/{name}.yaml"]).train(), batch_of(12), config.load([]).train
-    whole = passes(method)(batch, 1)
+    whole = passes(method, precision)(batch, 1)
     expected, found = gradients(method), []
     for slower in (None, 5, 11):  # neither half, the first, the second
-        with halves.side_by_side(passes(method, slower=slower), method, train, ALONE) as both:
+        with halves.side_by_side(passes(method, precision, slower=slower), method, train, ALONE) as both:
             figures = both(batch, 1)
         found.append((figures, gradients(method)))
+    close = {"rtol": 1e-4, "atol": 1e-6} if precision == "fp32" else {"rtol": 0.1, "atol": 0.02 * float(whole["loss"])}
     for figures, own in found:
-        torch.testing.assert_close(figures, whole, rtol=1e-5, atol=1e-7)
-        torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(figures, whole, rtol=close["rtol"] / 10, atol=1e-7)
+        torch.testing.assert_close(own, expected, **close)
     for (figures, own), (others, theirs) in itertools.pairwise(found):  # to the bit
         assert all(figures[k] == others[k] for k in figures)
         assert all(torch.equal(own[k], theirs[k]) for k in own)

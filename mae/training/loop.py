@@ -121,8 +121,10 @@ def fit(
 
 
 def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """What the forward pass runs in."""
-    return torch.autocast(device.type, DTYPES[precision]) if precision != "fp32" else contextlib.nullcontext()
+    """What the forward pass runs in. On a CPU, where two threads would share it, no cache keeps casts: a pass uses a weight once."""
+    if precision == "fp32":
+        return contextlib.nullcontext()
+    return torch.autocast(device.type, DTYPES[precision], cache_enabled=device.type != "cpu")
 
 
 def _add(total: dict[str, Tensor], part: dict[str, Tensor]) -> dict[str, Tensor]:
