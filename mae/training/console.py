@@ -23,7 +23,8 @@ class Console:
             unit = "steps" if plan.steps is not None else "s"
             start = step if plan.steps is not None else round(seconds)
             shown = "{l_bar}{bar}| {n_fmt}/{total_fmt} {unit}, {remaining} left{postfix}"
-            self.bar = tqdm(total=total, initial=start, unit=unit, dynamic_ncols=True, bar_format=shown)
+            # the smallest delay: it is drawn with the first row and not before, when W&B still writes its own first lines
+            self.bar = tqdm(total=total, initial=start, unit=unit, dynamic_ncols=True, bar_format=shown, delay=1e-9)
 
     def row(self, row: dict[str, Any], seconds: float) -> None:
         """Shows a row; `seconds` of training are over."""

@@ -24,8 +24,8 @@ Work = Callable[[Batch, int], dict[str, Tensor]]  # (images, how many such parts
 def possible(module: nn.Module, train: Train, ranks: Ranks) -> bool:
     """Whether the steps of a run may be taken so: on the cores of a CPU, with batches of halves, and with nothing that both would touch.
 
-    Micro-batches would make a gradient the sum of more than two, compiled code and recomputation are not made for two threads, and buffers
-    and the generator of dropout would depend on who comes first.
+    Micro-batches would make a gradient the sum of more than two, compiled code and the loss scaler are not made for two threads, and
+    buffers and the generator of dropout would depend on who comes first.
     """
     threads, state = torch.get_num_threads(), module.state_dict().keys()
     return (
@@ -35,7 +35,7 @@ def possible(module: nn.Module, train: Train, ranks: Ranks) -> bool:
         and threads % 2 == 0
         and train.batch_size % 2 == 0
         and train.accumulate in ("auto", 1)
-        and not (train.compile or train.recompute or train.precision == "fp16")
+        and not (train.compile or train.precision == "fp16")
         and getattr(module, "separable", False)
         and not any(name in state for name, _ in module.named_buffers())
         and not any(_random(child) for child in module.modules())
