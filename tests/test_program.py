@@ -25,6 +25,7 @@ from mae.commands import finetune, linear_probe
 from mae.data.sources import open_splits
 
 ROOT = Path(__file__).parents[1]
+THREADS = "2"  # the halves of a batch run side by side, as they do for most users
 TINY = ["encoder.embed_dim=32", "encoder.depth=1", "train.precision=fp32", "train.log_every=1", "evaluate.protocols=[knn]"]
 TINY += ["evaluate.controls=false", "track.wandb=off"]
 
@@ -38,7 +39,7 @@ def command(*words, script="pretrain.py", ranks=1):
 
 
 def run(*words, cwd, script="pretrain.py", ranks=1, code=0, **environment):
-    env = {**os.environ, "OMP_NUM_THREADS": "1", **environment}
+    env = {**os.environ, "OMP_NUM_THREADS": THREADS, **environment}
     done = subprocess.run(command(*words, script=script, ranks=ranks), cwd=cwd, capture_output=True, text=True, timeout=240, env=env)
     assert done.returncode == code, done.stderr[-3000:]
     return done
@@ -104,7 +105,7 @@ def test_a_finished_run_shows_its_results_again_and_another_configuration_is_ref
 def test_killed_and_resumed_equals_not_killed(finished, tmp_path):
     words = [*TINY, "train.steps=60", "train.checkpoint_every=20", "run.dir=run", "evaluate.protocols=[knn,linear_probe_quick,few_shot]"]
     process = subprocess.Popen(
-        command(*words), cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1"}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command(*words), cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": THREADS}, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     wait_for_row(tmp_path / "run", 30, process)
     process.send_signal(signal.SIGKILL)
@@ -126,7 +127,7 @@ def assert_the_same_run(mine, other):
 
 def test_ctrl_c_saves_says_how_to_go_on_and_costs_no_bit(finished, tmp_path):
     words = [*TINY, "train.steps=60", "train.checkpoint_every=20", "run.dir=run", "evaluate.protocols=[knn,linear_probe_quick,few_shot]"]
-    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    env = {**os.environ, "OMP_NUM_THREADS": THREADS}
     process = subprocess.Popen(command(*words), cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     wait_for_row(tmp_path / "run", 5, process)
     process.send_signal(signal.SIGINT)

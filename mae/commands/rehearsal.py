@@ -70,7 +70,8 @@ class Prediction:
 
 def affordable(images: int, cost: float, rate: float) -> int:
     """How many of a step's images fit into a rehearsal, at `cost` FLOPs each on a device of `rate` FLOPs a second."""
-    return max(1, min(images, int(SECONDS / SHORTEST * USUAL * rate / max(cost, 1))))
+    fits = max(1, min(images, int(SECONDS / SHORTEST * USUAL * rate / max(cost, 1))))
+    return fits if fits in (images, 1, 2, 3) else fits - fits % 4  # it, and half of it, can be halved as the run's own batches can
 
 
 def rehearse(
