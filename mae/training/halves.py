@@ -53,7 +53,7 @@ def side_by_side(work: Work, module: nn.Module, train: Train, ranks: Ranks) -> I
     if not possible(module, train, ranks):
         yield work
         return
-    threads, both_there = torch.get_num_threads(), threading.Barrier(2)
+    threads, both_there = torch.get_num_threads(), threading.Barrier(2, timeout=60)
 
     def prepare() -> None:
         torch.get_num_threads()  # takes over the process's number, which would otherwise replace this thread's own later
