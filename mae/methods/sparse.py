@@ -81,7 +81,7 @@ class Sparse(Autoencoder):
         self.k = _whole("k", k, max(4, width // 24))  # the paper's 32 of GPT-2's 768
         self.k_aux = _whole("k_aux", k_aux, min(256, width // 2))
         self.dead_after = _whole("dead_after", dead_after, 10_000_000 if width >= 768 else 100_000)
-        # a decoder that learns needs few units: on digits ten times this price left 82% of them dead after 300 steps, and this one a third
+        # on digits ten times this price leaves 82% of the units dead after 300 steps, 94% after 1,100; this one a third, then 82%
         self.l1 = (1.0 if self.of_tokens else 0.1 * vit.patch_values(encoder) / width) if l1 == "auto" else float(l1)
         _check(units, self.k, self.k_aux)
         self.active_above = 0.5 if kind == "kl" else 0.0  # from which activation on a unit counts as active
