@@ -36,6 +36,19 @@ def test_it_rehearses_the_run_and_leaves_nothing(here, monkeypatch, capsys):
     assert list(here.iterdir()) == []
 
 
+def test_who_stops_it_is_told_that_nothing_is_left(here):
+    words = [sys.executable, "-m", "mae", "doctor", *TINY, "train.steps=5000"]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    with subprocess.Popen(words, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+        while not list(here.glob(".doctor-*/runs/rehearsal/status.json")) and running.poll() is None:
+            time.sleep(0.05)
+        running.terminate()  # in the rehearsal, which hears signals as a run does
+        _, error = running.communicate(timeout=60)
+    assert running.returncode == 75
+    assert error.splitlines()[-1] == "mae: stopped while rehearsing; nothing is left behind: run the same command again"
+    assert list(here.iterdir()) == []
+
+
 def test_what_the_words_get_wrong_is_said_without_torch(here):
     for words, sentence in (
         (["train.stepz=1"], "did you mean train.steps?"),

@@ -23,6 +23,7 @@ import numpy as np
 from mae.commands.pretraining import pretrain
 from mae.config import Config
 from mae.data.sources import Source, Splits, Subset
+from mae.errors import Preempted
 from mae.evaluation.online import SHARE as LOOKING
 from mae.training.run import RunFolder
 from mae.training.schedule import Plan
@@ -103,7 +104,10 @@ def rehearse(
         folder = RunFolder(Path(place) / "runs" / "rehearsal")  # one deeper: features and controls are kept beside a run
         trial = replace(trial, run=replace(config.run, dir=str(folder.path)))
         began = time.perf_counter()
-        pretrain(trial, folder, _some(splits, share), replace(plan, steps=None, seconds=SECONDS, batch_size=images))
+        try:
+            pretrain(trial, folder, _some(splits, share), replace(plan, steps=None, seconds=SECONDS, batch_size=images))
+        except Preempted as error:  # whose words are those of a run
+            raise Preempted("stopped while rehearsing; nothing is left behind: run the same command again") from error
         took = time.perf_counter() - began
         rows = [row for row in folder.rows() if "images_per_second" in row]
         entries: list[dict[str, Any]] = json.loads(folder.results.read_text()) if folder.results.is_file() else []
