@@ -1,8 +1,9 @@
-"""Crops resized by the filter of Pillow's antialiased bicubic: one image, or a whole batch as two batched matrix products.
+"""Crops resized by the filter of Pillow's antialiased bicubic: one image, or a whole batch without a loop over samples.
 
-A resized crop is linear in the pixels and separable, rows @ image @ columns, so a batch of different crops needs no loop
-(grid_sample has no antialiasing). The weights are those of Pillow's Resample.c: bicubic a = -0.5 whose support grows with
-the reduction, cut at the crop's edge. Pillow also rounds between the two passes, so single pixels may differ by a level.
+A resized crop is linear in the pixels and separable, rows @ image @ columns: the rows of a batch of different crops are weighted sums of
+few lines each, the columns one batched matrix product (grid_sample has no antialiasing). The weights
+are those of Pillow's Resample.c: bicubic a = -0.5 whose support grows with the reduction, cut at the crop's edge. Pillow also rounds
+between the two passes, so single pixels may differ by a level.
 """
 
 import math
@@ -47,20 +48,21 @@ def crop_batch(
 
     `boxes` (B, 4) int64: top, left, height, width in pixels; `flips` (B,) bool or None; `size` (h, w). With `affine`, (factor, shift) of
     (C, 1, 1) each, the result is float32, factor * crop + shift, and of uint8 images rounded to levels before.
-    In memory the rows of all channels lie side by side, (B, h, C, w): one product does for all of them. Images so laid are read fastest.
+    In memory the rows of all channels lie side by side, (B, h, C, w): one sum does for all of them. Images so laid are read fastest.
     """
     if flips is None:
         flips = np.zeros(len(boxes), bool)
     device, (count, channels, tall, wide), (height, width) = images.device, images.shape, size
-    rows = matrices(boxes[:, 0], boxes[:, 2], np.zeros_like(flips), tall, height, device)  # (B, h, H)
-    columns = matrices(boxes[:, 1], boxes[:, 3], flips, wide, width, device, across=True)  # (B, W, w)
+    above = taps(boxes[:, 0], boxes[:, 2], tall, height, device)  # (B, h, taps) twice
+    beside = matrices(boxes[:, 1], boxes[:, 3], flips, wide, width, device)  # (B, W, w)
     crops = torch.empty(count, height, channels, width, dtype=images.dtype if affine is None else torch.float32, device=device)
     if affine is not None:  # as long as a crop, since broadcasting over short rows is slow
         affine = (_everywhere(affine[0], height, width), _everywhere(affine[1], height, width))
     part = min(max(CPU_PIXELS // images[0].numel(), 1), count) if device.type == "cpu" else count
-    whole, narrow = (torch.empty(part, tall, channels, across, device=device) for across in (wide, width))
-    for some, above, beside, into in zip(*(x.split(part) for x in (images.transpose(1, 2), rows, columns, crops)), strict=True):
-        _crop(some, above, beside, into, affine, (whole, narrow))
+    pixels = torch.empty(part, tall, channels, wide, device=device)
+    parts = (x.split(part) for x in (images.transpose(1, 2), *above, beside, crops))
+    for some, lines, weights, of_columns, into in zip(*parts, strict=True):
+        _crop(pixels[: len(some)].copy_(some), (lines, weights), of_columns, into, affine, levels=not images.is_floating_point())
     return crops.transpose(1, 2)
 
 
@@ -70,52 +72,93 @@ def _everywhere(values: Tensor, height: int, width: int) -> Tensor:
 
 
 def _crop(
-    images: Tensor, rows: Tensor, columns: Tensor, crops: Tensor, affine: tuple[Tensor, Tensor] | None, scratch: tuple[Tensor, Tensor]
+    pixels: Tensor, rows: tuple[Tensor, Tensor], columns: Tensor, crops: Tensor, affine: tuple[Tensor, Tensor] | None, *, levels: bool
 ) -> None:
-    """Fills `crops` (B, h, C, w) from images (B, H, C, W); `scratch`: room for at least (B, H, C, W) and (B, H, C, w) float32."""
-    pixels, narrow = (x[: len(images)] for x in scratch)
-    torch.bmm(pixels.copy_(images).flatten(1, 2), columns, out=narrow.flatten(1, 2))
-    if affine is None and images.dtype != torch.float32:
-        result = torch.bmm(rows, narrow.flatten(2)).view_as(crops)
-    else:
-        torch.bmm(rows, narrow.flatten(2), out=crops.flatten(2))
-        result = crops
-    if not images.is_floating_point():
+    """Fills `crops` (B, h, C, w) from float32 pixels (B, H, C, W), which are rounded to `levels` where these were such."""
+    (count, tall), (height, channels) = pixels.shape[:2], crops.shape[1:3]
+    narrow = _summed(pixels.view(count * tall, -1), *rows, tall).view(count, height * channels, -1)
+    result = crops if crops.dtype == torch.float32 else torch.empty_like(crops, dtype=torch.float32)
+    torch.bmm(narrow, columns, out=result.flatten(1, 2))
+    if levels:
         result.round_().clamp_(0, 255)
     if affine is not None:
-        crops.flatten(1).mul_(affine[0]).add_(affine[1])
-    elif result is not crops:
+        result.flatten(1).mul_(affine[0]).add_(affine[1])
+    if result is not crops:
         crops.copy_(result)
 
 
-def matrices(
-    starts: np.ndarray, lengths: np.ndarray, flips: np.ndarray, source: int, target: int, device: torch.device, *, across: bool = False
-) -> Tensor:
-    """(B, target, source) float32: row j holds the weights of the source pixels in pixel j of the resized interval.
+def _summed(lines: Tensor, into: Tensor, weights: Tensor, tall: int) -> Tensor:
+    """Weighted sums of the lines (B * H, N) of each image: (B, h, taps) int32 and float32 -> (B * h, N).
 
-    Intervals [start, start + length) of `source` pixels, (B,) int64 each, become `target` pixels; flipped where `flips` (B,) bool says.
-    `across`: transposed, (B, source, target), contiguous, as a factor on the right is multiplied fastest.
+    By the kernel for bags of embeddings: a filter reaches some five lines, of which a product with a matrix would take all.
+    """
+    images = torch.arange(0, len(lines), tall, dtype=torch.int32, device=lines.device)
+    bags = torch.arange(0, into.numel(), into.shape[2], dtype=torch.int32, device=lines.device)
+    return F.embedding_bag((into + images[:, None, None]).flatten(), lines, bags, mode="sum", per_sample_weights=weights.flatten())
+
+
+def taps(starts: np.ndarray, lengths: np.ndarray, source: int, target: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """(B, target, taps) int32 and float32: which source pixels make pixel j of the resized interval, and with which weights.
+
+    Intervals [start, start + length) of `source` pixels, (B,) int64 each, become `target` pixels.
+    """
+    intervals = source * (source + 1) // 2
+    if intervals * target * _reach(source, target) > TABLE_WEIGHTS:
+        return _taps(starts, lengths, np.zeros(len(starts), bool), source, target, device)
+    into, weights = _table_of_taps(source, target, device)
+    which = to_device(_interval(starts, lengths, source), device)
+    return into.index_select(0, which), weights.index_select(0, which)
+
+
+def matrices(starts: np.ndarray, lengths: np.ndarray, flips: np.ndarray, source: int, target: int, device: torch.device) -> Tensor:
+    """(B, source, target) float32: column j holds the weights of the source pixels in pixel j of the resized interval.
+
+    Intervals as for `taps`, flipped where `flips` (B,) bool says. Contiguous, as a factor on the right is multiplied fastest.
     """
     intervals = source * (source + 1) // 2
     if 2 * intervals * source * target > TABLE_WEIGHTS:
-        weights = _weights(starts, lengths, flips, source, target, device)
-        return weights.mT.contiguous() if across else weights
-    shorter = (lengths - 1) * (source + 1) - lengths * (lengths - 1) // 2  # intervals, which the table has by length and start
-    return _table(source, target, device, across).index_select(0, to_device(flips * intervals + shorter + starts, device))
+        return _matrices(starts, lengths, flips, source, target, device)
+    return _table(source, target, device).index_select(0, to_device(flips * intervals + _interval(starts, lengths, source), device))
+
+
+def _interval(starts: np.ndarray, lengths: np.ndarray, source: int) -> np.ndarray:
+    """The place (B,) int64 of each interval in the tables, which have them by length and start."""
+    return (lengths - 1) * (source + 1) - lengths * (lengths - 1) // 2 + starts
+
+
+def _intervals(source: int) -> tuple[np.ndarray, np.ndarray]:
+    """Starts and lengths of all intervals of `source` pixels, in the order of `_interval`."""
+    starts = np.concatenate([np.arange(source + 1 - length) for length in range(1, source + 1)])
+    return starts, np.repeat(np.arange(1, source + 1), np.arange(source, 0, -1))
 
 
 @lru_cache(maxsize=4)
-def _table(source: int, target: int, device: torch.device, across: bool) -> Tensor:
+def _table_of_taps(source: int, target: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    starts, lengths = _intervals(source)
+    return _taps(starts, lengths, np.zeros(len(starts), bool), source, target, device)
+
+
+@lru_cache(maxsize=4)
+def _table(source: int, target: int, device: torch.device) -> Tensor:
     """The matrices of all intervals, plain and then flipped: for 32 pixels 4 MB, and no arithmetic is left to do in a step."""
-    lengths = np.repeat(np.arange(1, source + 1), np.arange(source, 0, -1))
-    starts = np.concatenate([np.arange(source + 1 - length) for length in range(1, source + 1)])
-    flips = np.repeat([False, True], len(starts))
-    weights = _weights(np.tile(starts, 2), np.tile(lengths, 2), flips, source, target, device)
-    return weights.mT.contiguous() if across else weights
+    starts, lengths = _intervals(source)
+    return _matrices(np.tile(starts, 2), np.tile(lengths, 2), np.repeat([False, True], len(starts)), source, target, device)
 
 
-def _weights(starts: np.ndarray, lengths: np.ndarray, flips: np.ndarray, source: int, target: int, device: torch.device) -> Tensor:
-    taps = math.ceil(4 * max(int(lengths.max()) / target, 1)) + 1
+def _matrices(starts: np.ndarray, lengths: np.ndarray, flips: np.ndarray, source: int, target: int, device: torch.device) -> Tensor:
+    into, weights = _taps(starts, lengths, flips, source, target, device)
+    rows = torch.zeros(len(starts), target, source, device=device).scatter_add_(2, into.long(), weights)
+    return rows.mT.contiguous()
+
+
+def _reach(length: int, target: int) -> int:
+    """How many pixels the filter may touch where so many become `target`."""
+    return math.ceil(4 * max(length / target, 1)) + 1
+
+
+def _taps(
+    starts: np.ndarray, lengths: np.ndarray, flips: np.ndarray, source: int, target: int, device: torch.device
+) -> tuple[Tensor, Tensor]:
     start, length = (to_device(x.astype(np.float32), device)[:, None, None] for x in (starts, lengths))  # (B, 1, 1)
     scale = length / target
     stretch = scale.clamp(min=1)  # reducing widens the filter: antialiasing
@@ -123,11 +166,10 @@ def _weights(starts: np.ndarray, lengths: np.ndarray, flips: np.ndarray, source:
     pixel = torch.where(to_device(flips, device)[:, None, None], target - pixel, pixel)  # (B, target, 1)
     centre = pixel * scale
     first = (centre - 2 * stretch + 0.5).floor().clamp_(min=0)
-    position = first + torch.arange(taps, device=device)  # (B, target, taps)
+    position = first + torch.arange(_reach(int(lengths.max()), target), device=device)  # (B, target, taps)
     weights = _bicubic((position + 0.5 - centre).div_(stretch)).mul_(position < length)
     weights /= weights.sum(dim=2, keepdim=True)
-    into = (position + start).clamp_(max=source - 1).long()  # a tap outside the crop has no weight, it only needs a place
-    return torch.zeros(len(starts), target, source, device=device).scatter_add_(2, into, weights)
+    return (position + start).clamp_(max=source - 1).int(), weights  # a tap outside the crop has no weight, it only needs a place
 
 
 def _bicubic(x: Tensor) -> Tensor:
