@@ -72,7 +72,8 @@ def main() -> int:
             "textbook on small": _textbook(_small(cached), SMALL),
             "cached": _ours(cached),
         }
-        counts = {"textbook": 64, "photos": 64, "resized": 128, "textbook on small": 512, "cached": 1024 * 8}
+        # enough that both sides meet the same mixture of large and small photos in every turn
+        counts = {"textbook": 256, "photos": 256, "resized": 512, "textbook on small": 2048, "cached": 1024 * 32}
         for run in ways.values():
             run(1024)  # caches, tables, memory
         took = {name: [] for name in ways}

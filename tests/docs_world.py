@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import numpy as np
+import webdataset
 from docs_pages import ROOT
 from PIL import Image
 
@@ -45,6 +46,7 @@ class World:
             _photos(home / "data" / "imagenet" / split)
         _arrays(home / "scans")
         _parts(home / "parts")
+        _cifar(home / "cifar10")
         files = [f"DIR/{p.relative_to(home / 'DIR')}" for p in sorted((home / "DIR").rglob("*.jpg"))]
         (home / "list.txt").write_text("\n".join(files))
         _protocols(home / "configs" / "evaluation")
@@ -114,6 +116,8 @@ def small(story, words):
     """A command's words in this world: the same names, less work."""
     words = [elsewhere(w.replace("=/", "=").replace(" /", " ")) for w in words]
     text = " ".join(words)
+    if "cifar10" in text:
+        words = [w.replace("data.path=DIR", "data.path=cifar10") for w in words]
     if "--ranks" in words:
         return words  # on paper
     if story in TRAINING:
@@ -171,6 +175,16 @@ def _parts(folder):
                 (folder / "ground_truth" / "scratch").mkdir(parents=True, exist_ok=True)
                 Image.fromarray(mask).save(folder / "ground_truth" / "scratch" / f"{j:03}_mask.png")
             Image.fromarray(pixels).save(folder / place / f"{j:03}.png")
+
+
+def _cifar(folder):
+    """Tar shards as CIFAR-10 may lie in a folder."""
+    draw = np.random.default_rng(2)
+    folder.mkdir()
+    for split, count in (("train", 100), ("test", 40)):
+        with webdataset.TarWriter(str(folder / f"cifar10-{split}-0000.tar")) as shard:
+            for i in range(count):
+                shard.write({"__key__": f"{i:06}", "jpg": draw.integers(0, 256, (32, 32, 3), dtype=np.uint8), "cls": i % 10})
 
 
 def _protocols(folder):
