@@ -70,7 +70,7 @@ settings_of_runs = {
 }
 
 
-def check(folder, workers, *, sizes, ranks, later, accumulate, per_part, resume, shuffle, seed):
+def assert_seen_exactly_once(folder, workers, *, sizes, ranks, later, accumulate, per_part, resume, shuffle, seed):
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     length, starts = sum(sizes), np.cumsum([0, *sizes])
@@ -99,11 +99,11 @@ def check(folder, workers, *, sizes, ranks, later, accumulate, per_part, resume,
 @settings(max_examples=200, deadline=None)
 @given(**settings_of_runs)
 def test_every_image_of_every_shard_is_seen_exactly_once_an_epoch(tmp_path_factory, **drawn):
-    check(tmp_path_factory.getbasetemp() / "shards", (0, 0), **drawn)
+    assert_seen_exactly_once(tmp_path_factory.getbasetemp() / "shards", (0, 0), **drawn)
 
 
 @pytest.mark.slow
 @settings(max_examples=200, deadline=None)
 @given(workers=st.tuples(st.integers(0, 3), st.integers(0, 3)), **settings_of_runs)
 def test_reading_processes_change_nothing_about_that(tmp_path_factory, workers, **drawn):
-    check(tmp_path_factory.getbasetemp() / "shards", workers, **drawn)
+    assert_seen_exactly_once(tmp_path_factory.getbasetemp() / "shards", workers, **drawn)

@@ -1,9 +1,9 @@
 """Crops resized by the filter of Pillow's antialiased bicubic: one image, or a whole batch without a loop over samples.
 
 A resized crop is linear in the pixels and separable, rows @ image @ columns: the rows of a batch of different crops are weighted sums of
-few lines each, the columns one batched matrix product (grid_sample has no antialiasing). The weights
-are those of Pillow's Resample.c: bicubic a = -0.5 whose support grows with the reduction, cut at the crop's edge. Pillow also rounds
-between the two passes, so single pixels may differ by a level.
+few lines each, the columns one batched matrix product (grid_sample has no antialiasing). The weights are those of Pillow's Resample.c:
+bicubic a = -0.5 whose support grows with the reduction, cut at the crop's edge. Pillow also rounds between the two passes, so single
+pixels may differ by a level.
 """
 
 import math
@@ -53,16 +53,16 @@ def crop_batch(
     if flips is None:
         flips = np.zeros(len(boxes), bool)
     device, (count, channels, tall, wide), (height, width) = images.device, images.shape, size
-    above = taps(boxes[:, 0], boxes[:, 2], tall, height, device)  # (B, h, taps) twice
-    beside = matrices(boxes[:, 1], boxes[:, 3], flips, wide, width, device)  # (B, W, w)
+    rows = taps(boxes[:, 0], boxes[:, 2], tall, height, device)  # (B, h, taps) twice
+    columns = matrices(boxes[:, 1], boxes[:, 3], flips, wide, width, device)  # (B, W, w)
     crops = torch.empty(count, height, channels, width, dtype=images.dtype if affine is None else torch.float32, device=device)
     if affine is not None:  # as long as a crop, since broadcasting over short rows is slow
         affine = (_everywhere(affine[0], height, width), _everywhere(affine[1], height, width))
     part = min(max(CPU_PIXELS // images[0].numel(), 1), count) if device.type == "cpu" else count
     pixels = torch.empty(part, tall, channels, wide, device=device)
-    parts = (x.split(part) for x in (images.transpose(1, 2), *above, beside, crops))
-    for some, lines, weights, of_columns, into in zip(*parts, strict=True):
-        _crop(pixels[: len(some)].copy_(some), (lines, weights), of_columns, into, affine, levels=not images.is_floating_point())
+    parts = (x.split(part) for x in (images.transpose(1, 2), *rows, columns, crops))
+    for some, places, weights, across, into in zip(*parts, strict=True):
+        _crop(pixels[: len(some)].copy_(some), (places, weights), across, into, affine, levels=not images.is_floating_point())
     return crops.transpose(1, 2)
 
 
@@ -87,14 +87,14 @@ def _crop(
         crops.copy_(result)
 
 
-def _summed(lines: Tensor, into: Tensor, weights: Tensor, tall: int) -> Tensor:
-    """Weighted sums of the lines (B * H, N) of each image: (B, h, taps) int32 and float32 -> (B * h, N).
+def _summed(lines: Tensor, places: Tensor, weights: Tensor, tall: int) -> Tensor:
+    """Weighted sums of the lines (B * H, N) of each image, `places` and `weights` (B, h, taps) as of `taps`: (B * h, N).
 
     By the kernel for bags of embeddings: a filter reaches some five lines, of which a product with a matrix would take all.
     """
     images = torch.arange(0, len(lines), tall, dtype=torch.int32, device=lines.device)
-    bags = torch.arange(0, into.numel(), into.shape[2], dtype=torch.int32, device=lines.device)
-    return F.embedding_bag((into + images[:, None, None]).flatten(), lines, bags, mode="sum", per_sample_weights=weights.flatten())
+    bags = torch.arange(0, places.numel(), places.shape[2], dtype=torch.int32, device=lines.device)
+    return F.embedding_bag((places + images[:, None, None]).flatten(), lines, bags, mode="sum", per_sample_weights=weights.flatten())
 
 
 def taps(starts: np.ndarray, lengths: np.ndarray, source: int, target: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -105,9 +105,9 @@ def taps(starts: np.ndarray, lengths: np.ndarray, source: int, target: int, devi
     intervals = source * (source + 1) // 2
     if intervals * target * _reach(source, target) > TABLE_WEIGHTS:
         return _taps(starts, lengths, np.zeros(len(starts), bool), source, target, device)
-    into, weights = _table_of_taps(source, target, device)
+    places, weights = _table_of_taps(source, target, device)
     which = to_device(_interval(starts, lengths, source), device)
-    return into.index_select(0, which), weights.index_select(0, which)
+    return places.index_select(0, which), weights.index_select(0, which)
 
 
 def matrices(starts: np.ndarray, lengths: np.ndarray, flips: np.ndarray, source: int, target: int, device: torch.device) -> Tensor:
@@ -146,8 +146,8 @@ def _table(source: int, target: int, device: torch.device) -> Tensor:
 
 
 def _matrices(starts: np.ndarray, lengths: np.ndarray, flips: np.ndarray, source: int, target: int, device: torch.device) -> Tensor:
-    into, weights = _taps(starts, lengths, flips, source, target, device)
-    rows = torch.zeros(len(starts), target, source, device=device).scatter_add_(2, into.long(), weights)
+    places, weights = _taps(starts, lengths, flips, source, target, device)
+    rows = torch.zeros(len(starts), target, source, device=device).scatter_add_(2, places.long(), weights)
     return rows.mT.contiguous()
 
 
