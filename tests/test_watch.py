@@ -10,7 +10,6 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranks import on_ranks
-from run_folders import make_run
 from safetensors.torch import load_file
 from torch import nn
 
@@ -22,13 +21,12 @@ from mae.data.loader import train_batches
 from mae.data.sources import open_splits
 from mae.errors import ConfigError, LossSpike, NonFiniteLoss, Preempted, ReplicasDiffer
 from mae.training import optim, schedule, watch
-from mae.training.alarms import Alarms, told
+from mae.training.alarms import told
 from mae.training.distributed import Ranks
 from mae.training.loop import Hooks, fit
 from mae.training.precision import DTYPES
 from mae.training.progress import Progress
 from mae.training.run import RunFolder
-from mae.training.tracking import Tracker
 
 CPU = torch.device("cpu")
 ALONE = Ranks(0, 1, CPU)
@@ -294,19 +292,3 @@ def test_weights_moments_average_loss_and_gradients_are_float32_in_half_precisio
     output.loss.backward()
     assert output.loss.dtype == torch.float32
     assert {p.grad.dtype for p in method.parameters() if p.grad is not None} == {torch.float32}
-
-
-def test_an_alarm_is_told_once_a_cause_also_after_a_restart(tmp_path, caplog):
-    run = RunFolder(make_run(tmp_path / "run"))
-    quiet = {"data_wait": 0.1, "skipped_updates": 0, "loss_excess": 0.0, "replaced": 0, "loss": 1.0}
-    loud = {"data_wait": 0.5, "skipped_updates": 2, "loss_excess": 30.0, "replaced": 1, "loss": 9.0}
-    tracker = Tracker(config.load(["track.wandb=off"]), tmp_path, "pretrain", name="run", derived={})
-    for began in (0, 1):
-        alarms = Alarms(run, tracker, 0.0, goes_back=False)
-        for step in range(3):
-            alarms.look({"step": step, **quiet}, 30.0 * step)
-        assert len(told(run.rows())) == 4 * began
-        for step in range(3, 9):
-            alarms.look({"step": step, **loud}, 30.0 * step)
-    assert sorted(row["alarm"] for row in run.rows() if "alarm" in row) == ["damaged images", "data wait", "loss spike", "skipped updates"]
-    assert caplog.text.count("ALARM") == 4
