@@ -137,6 +137,17 @@ def test_a_compiled_step_is_one_graph_and_trains_alike(name, images):
     torch.testing.assert_close(*losses, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mae", "denoising", "vae"])  # which draw masks, noise and latents
+def test_photographs_compile_to_the_same_loss(name):
+    torch.compiler.reset()
+    method = mae.create(["configs/data/cifar10.yaml", f"configs/methods/{name}.yaml", "encoder.depth=1", "method.decoder_depth=1"])
+    images, keys = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(4)
+    plain = method.train()(images, keys=keys).loss
+    method.compile()
+    torch.testing.assert_close(method(images, keys=keys).loss, plain, rtol=1e-4, atol=1e-5)
+
+
 def losses_compiled(rank, world):
     generator = torch.Generator().manual_seed(0)
     images, found = torch.randn(32, 1, 8, 8, generator=generator), {}

@@ -71,7 +71,8 @@ def bits(keys: Tensor, count: int, stream: str) -> Tensor:
     import torch
 
     start = _mix(keys + _signed(STREAMS[stream] * GOLDEN))
-    counters = torch.arange(1, count + 1, device=keys.device, dtype=torch.int64) * _signed(GOLDEN)
+    # (i + 1) GOLDEN, as (~i) (-GOLDEN): a compiler that knows its counters' range multiplies its ends, too, and they do not fit in 64 bits
+    counters = ~torch.arange(count, device=keys.device, dtype=torch.int64) * -_signed(GOLDEN)
     return _mix(start[:, None] + counters)
 
 
