@@ -13,6 +13,7 @@ from mae.data.loader import train_batches
 from mae.data.sources import open_splits
 from mae.errors import NonFiniteLoss, Preempted
 from mae.training import optim, schedule
+from mae.training import precision as formats
 from mae.training.distributed import Ranks
 from mae.training.loop import Hooks, fit
 from mae.training.progress import Progress
@@ -120,6 +121,15 @@ def test_clipping_bounds_the_step_not_the_logged_norm():
     moved, rows, _, _ = train(*words, "train.steps=1")
     assert rows[0]["grad_norm"] > 0.01
     assert (weights(moved) - weights(mae.create(WORDS))).norm() == pytest.approx(0.01 * 100 * 64 / 256, rel=1e-3)
+
+
+@pytest.mark.parametrize(("wanted", "hardware", "warned"), [("bf16", False, True), ("bf16", True, False), ("auto", False, False)])
+def test_bf16_in_software_is_warned_of(wanted, hardware, warned, monkeypatch, caplog):
+    monkeypatch.setattr(formats, "_cpu_has_bf16", lambda: hardware)
+    formats._warn.cache_clear()
+    chosen = formats.choose(wanted, torch.device("cpu"))
+    assert chosen == ("fp32" if wanted == "auto" else "bf16")
+    assert ("train.precision=auto takes float32 here" in caplog.text) == warned
 
 
 @pytest.mark.slow

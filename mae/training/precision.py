@@ -1,5 +1,8 @@
 """Which number format the forward pass runs in; weights, losses and norms stay float32."""
 
+import logging
+from functools import lru_cache
+
 import torch
 
 from mae.errors import ConfigError
@@ -15,6 +18,8 @@ def choose(wanted: str, device: torch.device) -> str:
     if wanted != "auto":
         if wanted == "fp16" and device.type not in ("cuda", "cpu"):
             raise ConfigError(f"train.precision fp16 is not for {device.type}: choose bf16 or fp32")
+        if wanted == "bf16" and device.type == "cpu" and not _cpu_has_bf16():
+            _warn()
         return wanted
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
@@ -25,3 +30,11 @@ def _cpu_has_bf16() -> bool:
     """Whether matrix products in bf16 run in hardware here (AVX-512 BF16 or AMX); emulated ones are slower than float32."""
     has = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return bool(has and has())
+
+
+@lru_cache(maxsize=1)  # once a process, which may choose more often
+def _warn() -> None:
+    logging.getLogger("mae").warning(
+        "this processor computes bf16 in software: its matrix products take up to a hundred times as long as float32's; "
+        "train.precision=auto takes float32 here"
+    )
