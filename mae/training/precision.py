@@ -11,7 +11,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
 def choose(wanted: str, device: torch.device) -> str:
-    """bf16 | fp16 | fp32. `auto`: bf16 where the device computes in it, else fp16 on CUDA and fp32 elsewhere.
+    """bf16 | fp16 | fp32. `auto`: bf16 where the device computes in it, else fp16 on CUDA and fp32 elsewhere. Warns of bf16 in software.
 
     Raises ConfigError for fp16 on a device without a loss scaler (anything but CUDA and CPU).
     """
@@ -19,7 +19,7 @@ def choose(wanted: str, device: torch.device) -> str:
         if wanted == "fp16" and device.type not in ("cuda", "cpu"):
             raise ConfigError(f"train.precision fp16 is not for {device.type}: choose bf16 or fp32")
         if wanted == "bf16" and device.type == "cpu" and not _cpu_has_bf16():
-            _warn()
+            _warn_of_software()
         return wanted
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
@@ -33,7 +33,7 @@ def _cpu_has_bf16() -> bool:
 
 
 @lru_cache(maxsize=1)  # once a process, which may choose more often
-def _warn() -> None:
+def _warn_of_software() -> None:
     logging.getLogger("mae").warning(
         "this processor computes bf16 in software: its matrix products take up to a hundred times as long as float32's; "
         "train.precision=auto takes float32 here"
