@@ -104,8 +104,8 @@ def test_pca_is_as_good_as_pca(config, splits):
 class Halves(Autoencoder):
     """Keeps the upper half of an image as its code."""
 
-    def latent(self, images):
-        return images[:, :, :4].flatten(1)
+    def code(self, tokens):
+        return tokens[:, :8].flatten(1)
 
     def reconstruct(self, images):
         return torch.cat([images[:, :, :4], torch.zeros_like(images[:, :, 4:])], dim=2)
@@ -116,6 +116,7 @@ def test_the_code_is_read_where_there_is_one_and_shown_images_are_no_reconstruct
     overrides = {"patch_size": 2, "embed_dim": 16, "depth": 1, "num_heads": 2}
     torch.manual_seed(0)
     halves = Halves(vit.create_encoder("vit_tiny_patch16_224", image_size=(8, 8), channels=1, overrides=overrides))
+    halves.encoder.forward_features = lambda images: vit.patchify(images, (2, 2))
     found = dimension_reduction.evaluate(Subject(halves, config, splits, CPU), **SETTINGS).metrics
     assert (found["code_size"], found["decoded_size"]) == (32, 32)
     assert 0 < found["recall"] < 0.9
@@ -123,8 +124,8 @@ def test_the_code_is_read_where_there_is_one_and_shown_images_are_no_reconstruct
     assert found["r2"] < found["r2_linear"] < found["r2_pca"]
 
     class Large(Halves):
-        def latent(self, images):
-            return super().latent(images)[:, :, None].repeat(1, 1, 200)  # 32 places of 200: read as their mean
+        def code(self, tokens):
+            return super().code(tokens)[:, :, None].repeat(1, 1, 200)  # 32 places of 200: read as their mean
 
     halves.__class__ = Large
     found = dimension_reduction.evaluate(Subject(halves, config, splits, CPU), **SETTINGS).metrics

@@ -16,7 +16,7 @@ from mae import config
 from mae.commands import pretrain
 from mae.data.sources import open_splits
 from mae.errors import ConfigError
-from mae.evaluation import diagnosis, reconstruction
+from mae.evaluation import diagnosis, features, reconstruction
 from mae.methods.build import class_in
 from mae.training import flops
 
@@ -185,12 +185,23 @@ def test_features_are_deterministic_and_a_code_goes_back_to_an_image(name, image
         method.fit([(images, None)])
     with torch.no_grad():
         assert torch.equal(method.encode(images), method.encode(images))
-        if hasattr(method, "latent"):
+        if hasattr(method, "code"):
             assert method.encode(images, "latent").shape[0] == len(images)
+            assert_read_in_one_pass(method, images)
         if hasattr(method, "decode"):
             assert method.decode(method.latent(images)).shape == images.shape
         if hasattr(method, "reconstruct"):
             assert method.reconstruct(images).shape == images.shape
+
+
+def assert_read_in_one_pass(method, images):
+    pools, calls = features.pools_of(method), []
+    method.encoder.blocks[0].register_forward_hook(lambda *_: calls.append(1))
+    found = features.encode_all(method, images, pools)
+    assert len(calls) == 1
+    assert all(torch.equal(found[pool], method.encode(images, pool)) for pool in pools)
+    found = features.encode_all(method, images, pools, also=(features.LAYERS,))
+    assert all(torch.equal(found[pool], method.encode(images, pool)) for pool in pools)
 
 
 @pytest.mark.parametrize("name", NAMES)

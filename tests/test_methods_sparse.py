@@ -31,7 +31,7 @@ def test_exactly_k_units_are_active(k):
     assert code.shape == (16, 16, 256)
     assert (code > 0).sum(-1).unique().tolist() == [k]
     assert small("method.expansion=auto").dictionary.units == 64  # around an encoder that learns
-    drive = method.dictionary.read(method.standardise.as_seen(method._tokens(images)))
+    drive = method.dictionary.read(method.standardise.as_seen(method._patches(method.encoder.forward_features(images))))
     assert torch.equal(code.amin(-1) >= 0, torch.ones(16, 16, dtype=torch.bool))
     torch.testing.assert_close(code.sum(-1), drive.topk(k).values.sum(-1))
     assert method(images, keys=keys).metrics["l0"] == k
@@ -92,7 +92,7 @@ def test_units_are_dead_after_so_many_tokens_and_come_back_by_what_is_missing():
     method, (images, keys) = small("method.dead_after=300", "method.k=2", "method.expansion=2"), inputs()
     dead = 2 * torch.arange(8)
     with torch.no_grad():
-        drive = method.dictionary.read(method.standardise(method._tokens(images)))
+        drive = method.dictionary.read(method.standardise(method._patches(method.encoder.forward_features(images))))
         method.dictionary.threshold[dead] = 0.05 - drive.amax((0, 1))[dead]  # active somewhere, but never among the largest
     assert method(images, keys=keys).metrics["dead_share"] == 0  # 256 tokens
     assert method.silent[dead].tolist() == [256] * 8
@@ -117,7 +117,7 @@ def test_dead_units_come_into_use_by_the_auxiliary_loss_alone():
         words = ["encoder.frozen=true", "method.dead_after=300", "method.k=2", "method.expansion=2", f"method.aux_weight={weight}"]
         method, (images, keys), dead = small(*words), inputs(), torch.arange(0, 64, 2)
         with torch.no_grad():
-            drive = method.dictionary.read(method.standardise(method._tokens(images)))
+            drive = method.dictionary.read(method.standardise(method._patches(method.encoder.forward_features(images))))
             method.dictionary.threshold[dead] = 0.2 - drive.amax((0, 1))[dead]  # active somewhere, but never among the largest
         descend(method, images, keys, 60)
         revived.append(int((method.silent[dead] == 0).sum()))

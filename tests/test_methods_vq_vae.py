@@ -142,7 +142,7 @@ def test_scaled_images_have_the_same_loss():
         made = method.reconstruct(images)
         method.encoder.forward = None
         method.decoder.forward = lambda code, made=made, scale=scale: scale * made
-        method._latents = lambda _: torch.ones(32, 16, 8)
+        method._projected = lambda _: torch.ones(32, 16, 8)
         losses.append(method(scale * images, keys=keys).loss)
     torch.testing.assert_close(losses[0], losses[1])
 

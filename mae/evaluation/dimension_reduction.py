@@ -85,13 +85,13 @@ def _pixels(subject: Subject, source: Source) -> Tensor:
 def _decodes(subject: Subject) -> bool:
     """Whether the model makes images of the code alone: not one that is shown a part of the image, nor one without a code."""
     model = subject.model
-    has_code = hasattr(model, "latent") or encodes_itself(model)
+    has_code = hasattr(model, "code") or encodes_itself(model)
     return has_code and hasattr(model, "reconstruct") and not hasattr(model, "predict")
 
 
 def _decoded_size(subject: Subject, otherwise: int) -> int:
     """How many numbers an image is made of."""
-    if not hasattr(subject.model, "latent"):
+    if not hasattr(subject.model, "code"):
         return otherwise
     images, _ = next(subject.batches(subject.splits.test_images, size=1))
     with subject.reading():

@@ -140,13 +140,11 @@ def pools_of(model: Autoencoder) -> tuple[str, ...]:
     if encodes_itself(model):
         return ("mean",)
     cls = ("cls",) if model.encoder.cls_token is not None else ()
-    return ("mean", *cls, *(("latent",) if hasattr(model, "latent") else ()))
+    return ("mean", *cls, *(("latent",) if hasattr(model, "code") else ()))
 
 
 def encode_all(model: Autoencoder, images: Tensor, pools: tuple[str, ...], also: tuple[str, ...] = ()) -> dict[str, Tensor]:
-    """Normalised images (B, C, H, W) -> (B, D) a pool, and what else is asked for, in one run of the encoder (a method's code takes
-    one more).
-    """
+    """Normalised images (B, C, H, W) -> (B, D) a pool, and what else is asked for, in one run of the encoder."""
     if encodes_itself(model):
         return {pool: model.encode(images, pool) for pool in pools}
     encoder = model.encoder
@@ -161,7 +159,7 @@ def encode_all(model: Autoencoder, images: Tensor, pools: tuple[str, ...], also:
         tokens = encoder.forward_features(images)  # (B, P + N, D)
     if TOKENS in also:
         found[TOKENS] = tokens[:, encoder.num_prefix_tokens :].half()
-    return {pool: model.encode(images, pool) if pool == "latent" else vit.pool(encoder, tokens, pool) for pool in pools} | found
+    return {pool: model.pooled(tokens, pool) for pool in pools} | found
 
 
 def layer_name(layer: int, pool: str) -> str:
@@ -188,7 +186,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 def encoder_hash(model: Autoencoder) -> str:
     """16 hex digits of the architecture and weights that decide the features."""
-    module = model if encodes_itself(model) or hasattr(model, "latent") else model.encoder
+    module = model if encodes_itself(model) or hasattr(model, "code") else model.encoder
     heads = [getattr(child, "num_heads", None) for child in module.modules()]  # not to be seen in the weights, nor in repr
     state = hashlib.sha256(f"{module!r} {heads}".encode())
     for name, tensor in sorted(module.state_dict().items()):

@@ -78,7 +78,7 @@ def code_of(model: Any) -> Any:
     """The function from images to codes that `decode` turns back; None for a method without one, or whose codes are from a list."""
     if not hasattr(model, "decode") or hasattr(model, "indices"):
         return None
-    return model.latent if hasattr(model, "latent") else model.encode if encodes_itself(model) else None
+    return model.latent if hasattr(model, "code") else model.encode if encodes_itself(model) else None
 
 
 @torch.no_grad()

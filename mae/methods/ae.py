@@ -46,9 +46,9 @@ class AE(Autoencoder):
         loss = losses.binary_cross_entropy(made, images) if self.probabilities else losses.squared_error(made, images)
         return Output(loss, {"loss_per_pixel": loss.detach() / images[0].numel()})
 
-    def latent(self, images: Tensor) -> Tensor:
-        """The code (B, bottleneck_size) or (B, N, bottleneck_size)."""
-        return self.bottleneck.encode(self.encoder.forward_features(images))
+    def code(self, tokens: Tensor) -> Tensor:
+        """The code (B, bottleneck_size) or (B, N, bottleneck_size) of the encoder's tokens (B, P + N, D)."""
+        return self.bottleneck.encode(tokens)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Codes -> images (B, C, H, W)."""

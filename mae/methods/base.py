@@ -54,7 +54,7 @@ class Autoencoder(nn.Module):
     )
     differentiates = False  # True: its forward pass differentiates itself, through whole parameters and activations that are kept
 
-    latent: Callable[[Tensor], Tensor]  # images -> the code (B, k) or (B, N, k)
+    code: Callable[[Tensor], Tensor]  # the encoder's tokens (B, P + N, D), P before the patches' -> the code (B, k) or (B, N, k)
     predict: Callable[..., Reconstruction]  # images, and keys or noise, where patches are hidden
     target: Callable[[Tensor], Tensor]  # patches (..., p * q * C) -> what is predicted of them
     hidden_count: int  # of an image's patches
@@ -87,10 +87,18 @@ class Autoencoder(nn.Module):
         each patch has one, all of them in a row, or their mean where that would be more than FLAT numbers (the mean over tokens where
         the method has no code).
         """
-        if pool == "latent" and hasattr(self, "latent"):
-            code = self.latent(images)
+        return self.pooled(self.encoder.forward_features(images), pool)
+
+    def pooled(self, tokens: Tensor, pool: str) -> Tensor:
+        """The features (B, D) that `encode` makes, of the encoder's tokens (B, P + N, D)."""
+        if pool == "latent" and hasattr(self, "code"):
+            code = self.code(tokens)
             return code.flatten(1) if code[0].numel() <= FLAT else code.mean(1)
-        return vit.pool(self.encoder, self.encoder.forward_features(images), "mean" if pool == "latent" else pool)
+        return vit.pool(self.encoder, tokens, "mean" if pool == "latent" else pool)
+
+    def latent(self, images: Tensor) -> Tensor:
+        """The code (B, k) or (B, N, k) of images (B, C, H, W), by a method that has one."""
+        return self.code(self.encoder.forward_features(images))
 
     def feature_maps(self, images: Tensor, layers: Sequence[int] | None = None) -> list[Tensor]:
         """Patch features of chosen blocks (default: the last) for dense tasks: a list of (B, D, h, w)."""

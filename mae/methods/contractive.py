@@ -70,9 +70,9 @@ class Contractive(Autoencoder):
         metrics = {"loss_per_pixel": reconstruction / images[0].numel(), **_norms(images, code, squared)}
         return Output(loss, {name: value.detach() for name, value in metrics.items()})
 
-    def latent(self, images: Tensor) -> Tensor:
-        """The code (B, bottleneck_size), (B, N, bottleneck_size) or (B, units)."""
-        return self.bottleneck.encode(self.encoder.forward_features(images))
+    def code(self, tokens: Tensor) -> Tensor:
+        """The code (B, bottleneck_size), (B, N, bottleneck_size) or (B, units) of the encoder's tokens (B, P + N, D)."""
+        return self.bottleneck.encode(tokens)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Codes -> images (B, C, H, W)."""

@@ -91,9 +91,9 @@ class KLAE(Autoencoder):
         """q(z|x) of images (B, C, H, W): a Gaussian over (B, N, c)."""
         return gaussian(self.bottleneck.encode(self.encoder.forward_features(images)))
 
-    def latent(self, images: Tensor) -> Tensor:
-        """The posterior mean (B, N, c), places row by row, as it comes."""
-        return self.posterior(images).mean
+    def code(self, tokens: Tensor) -> Tensor:
+        """The posterior mean (B, N, c), places row by row, as it comes, of the encoder's tokens (B, P + N, D)."""
+        return gaussian(self.bottleneck.encode(tokens)).mean
 
     def decode(self, latents: Tensor) -> Tensor:
         """Codes (B, N, c) as they come -> images (B, C, H, W)."""

@@ -96,7 +96,7 @@ class Sparse(Autoencoder):
 
     def forward(self, images: Tensor, *, keys: Tensor) -> Output:
         """The loss of images (B, C, H, W); nothing is random."""
-        tokens = self.standardise(self._tokens(images))
+        tokens = self.standardise(self._patches(self.encoder.forward_features(images)))
         target = tokens if self.of_tokens else images
         drive = self.dictionary.read(tokens)  # (B, N, units)
         code = self._activate(drive)
@@ -117,9 +117,9 @@ class Sparse(Autoencoder):
         }
         return Output(loss, metrics)
 
-    def latent(self, images: Tensor) -> Tensor:
-        """The code of every token: (B, N, units)."""
-        return self._code(self.standardise.as_seen(self._tokens(images)))
+    def code(self, tokens: Tensor) -> Tensor:
+        """The code (B, N, units) of every patch's token, of the encoder's (B, P + N, D)."""
+        return self._code(self.standardise.as_seen(self._patches(tokens)))
 
     # properties, so that evaluators, which ask by name, find them only where images are decoded
     @property
@@ -146,7 +146,7 @@ class Sparse(Autoencoder):
         seen, tokens_seen, l0, hoyer = torch.zeros(units, dtype=torch.bool), 0, 0.0, 0.0
         images_seen, error, total, square = 0, 0.0, torch.zeros(()), 0.0
         for images, _ in batches:
-            tokens = self.standardise.as_seen(self._tokens(images))
+            tokens = self.standardise.as_seen(self._patches(self.encoder.forward_features(images)))
             code = self._code(tokens)
             target = (tokens if self.of_tokens else images).flatten(1).double()
             made = self._decode(self.dictionary(code)).flatten(1).double()
@@ -182,9 +182,9 @@ class Sparse(Autoencoder):
         values, ids = activation[:, chosen].T.topk(count, dim=1)  # (A, count)
         return TopImages(chosen, images[ids], place[:, chosen].T.gather(1, ids), values)
 
-    def _tokens(self, images: Tensor) -> Tensor:
-        """The encoder's patch tokens (B, N, D), to be standardised."""
-        return self.encoder.forward_features(images)[:, self.encoder.num_prefix_tokens :]
+    def _patches(self, tokens: Tensor) -> Tensor:
+        """(B, P + N, D) -> (B, N, D), to be standardised."""
+        return tokens[:, self.encoder.num_prefix_tokens :]
 
     def _code(self, tokens: Tensor) -> Tensor:
         return self._activate(self.dictionary.read(tokens))

@@ -91,9 +91,9 @@ class VAE(Autoencoder):
         """q(z|x) of images (B, C, H, W), k numbers each."""
         return gaussian(self.bottleneck.encode(self.encoder.forward_features(images)))
 
-    def latent(self, images: Tensor) -> Tensor:
-        """The posterior mean (B, k)."""
-        return self.posterior(images).mean
+    def code(self, tokens: Tensor) -> Tensor:
+        """The posterior mean (B, k) of the encoder's tokens (B, P + N, D)."""
+        return gaussian(self.bottleneck.encode(tokens)).mean
 
     def decode(self, latents: Tensor) -> Tensor:
         """Codes (B, k) -> images (B, C, H, W), the mean of p(x|z)."""

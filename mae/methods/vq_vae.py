@@ -81,7 +81,7 @@ class VQVAE(Autoencoder):
 
     def forward(self, images: Tensor, *, keys: Tensor) -> Output:
         """The loss of images (B, C, H, W); the keys decide where k-means starts and what becomes of dead codes."""
-        code = self.quantiser(self.standardise(self._latents(images)), keys)
+        code = self.quantiser(self.standardise(self._projected(self.encoder.forward_features(images))), keys)
         error = losses.squared_error(self.decoder(code.vectors), images) / images[0].numel()
         loss = error / self._variance(images) + code.codebook_loss + self.commitment * code.commitment
         metrics = {
@@ -94,11 +94,11 @@ class VQVAE(Autoencoder):
 
     def indices(self, images: Tensor) -> Tensor:
         """The code of every place of images (B, C, H, W): (B, N) int64."""
-        return self.quantiser.indices(self.standardise.as_seen(self._latents(images)))
+        return self._nearest(self.encoder.forward_features(images))
 
-    def latent(self, images: Tensor) -> Tensor:
-        """The codes' vectors (B, N, code_width)."""
-        return self.quantiser.vectors_of(self.indices(images))
+    def code(self, tokens: Tensor) -> Tensor:
+        """The codes' vectors (B, N, code_width) of the encoder's tokens (B, P + N, D)."""
+        return self.quantiser.vectors_of(self._nearest(tokens))
 
     def decode(self, latents: Tensor) -> Tensor:
         """Codes' vectors (B, N, code_width) -> images (B, C, H, W)."""
@@ -147,9 +147,12 @@ class VQVAE(Autoencoder):
             alarms.append(f"index collapse: {carry}: lower optim.base_lr{remedy}")
         return Diagnosis({"perplexity": perplexity, "codebook_usage": usage, "codebook_size": float(self.quantiser.size)}, alarms)
 
-    def _latents(self, images: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, N, code_width), to be standardised and quantised."""
-        return self.project(self.encoder.forward_features(images)[:, self.encoder.num_prefix_tokens :])
+    def _projected(self, tokens: Tensor) -> Tensor:
+        """(B, P + N, D) -> (B, N, code_width), to be standardised and quantised."""
+        return self.project(tokens[:, self.encoder.num_prefix_tokens :])
+
+    def _nearest(self, tokens: Tensor) -> Tensor:
+        return self.quantiser.indices(self.standardise.as_seen(self._projected(tokens)))
 
     @torch.no_grad()
     def _variance(self, images: Tensor) -> Tensor:
