@@ -80,12 +80,22 @@ def test_a_reading_process_holds_few_files_and_is_busy_until_all_are_unpacked(ph
     cfg, source = photos
     steps = TrainSteps(source, config.load(["data.decode=cpu"], base=cfg.as_dict()), 0, 1, None)
     held, busy, decode_regions, all_plain = [], [], region.decode, plain.plain_jpegs
-    monkeypatch.setattr(region, "decode", lambda *a: busy.append(steps.reading.longest()) or decode_regions(*a))
+    monkeypatch.setattr(plain, "PIXELS", 1 << 14)
+    pixels = []
+
+    def decode(files, boxes):
+        busy.append(steps.reading.longest())
+        pixels.append(boxes[:, 2:].prod(1))
+        return decode_regions(files, boxes)
+
+    monkeypatch.setattr(region, "decode", decode)
     monkeypatch.setattr(plain, "plain_jpegs", lambda *a: held.append(len(a[3])) or all_plain(*a))
     steps.regions.read(np.arange(200) % len(source), np.arange(200))
     assert sum(held) == 200
     assert max(held) <= 32
     assert len(busy) >= 10
+    assert all(crops.sum() < (1 << 14) + crops.max() for crops in pixels)
+    assert max(map(len, pixels)) > 1
     assert None not in busy
     assert steps.reading.longest() is None
     assert steps.packing is None

@@ -20,8 +20,8 @@ from mae.data.sources import Source, file_of
 from mae.errors import ConfigError
 from mae.keys import Data
 
-TOGETHER = 8  # files unpacked in one call: fewer cost more calls, more do not stay in the processor's cache
 HELD = 32  # files in memory at once: fewer cost more draws of crops
+PIXELS = 1 << 23  # of crops unpacked in one call, and one crop more: fewer cost more calls, more cost memory where photos are large
 ENOUGH = 64  # images by which to judge whether crops come out
 
 Read = Callable[[np.ndarray, np.ndarray], Samples | ConfigError]  # of ids and keys
@@ -110,11 +110,11 @@ class Regions:
     def _fill(self, images: Tensor, done: np.ndarray, ids: np.ndarray, keys: np.ndarray) -> None:
         """Those of the images (B, C, h, w) whose crops can be unpacked, and notes in `done` (B,) bool which these are."""
         found = plain_jpegs(self.source, self.data, self.size, ids, keys, self.reading)
-        for start in range(0, len(found.files), TOGETHER):
-            near = range(start, min(start + TOGETHER, len(found.files)))
-            some = [i for i in near if region.suits(found.files[i], found.boxes[i])]
-            cuts = region.decode([found.files[i] for i in some], found.boxes[some]) if some else []
-            for place, flip, cut in zip(found.places[some].tolist(), found.flips[some].tolist(), cuts, strict=True):
+        some = np.array([i for i, file in enumerate(found.files) if region.suits(file, found.boxes[i])], np.int64)
+        filled = np.cumsum(found.boxes[some, 2:].prod(1)) // PIXELS
+        for call in np.split(some, np.flatnonzero(np.diff(filled)) + 1) if len(some) else []:
+            cuts = region.decode([found.files[i] for i in call], found.boxes[call])
+            for place, flip, cut in zip(found.places[call].tolist(), found.flips[call].tolist(), cuts, strict=True):
                 if cut is not None:
                     images[place] = resized(torch.from_numpy(cut).permute(2, 0, 1), flip, self.size)
                     done[place] = True
