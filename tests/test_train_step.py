@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +98,23 @@ def test_all_sides_of_the_benchmark_compute_the_same_loss_and_their_cost_is_what
     monkeypatch.setattr(contest, "textbook_with", spoilt)
     with pytest.raises(SystemExit, match="do not compute the same loss"):
         contest.prove(contest.first_weights(size), setting)
+
+
+def test_the_profile_sees_the_halves_of_a_batch():
+    words = ["--model", "vit_tiny", "--device", "cpu", "--precision", "fp32", "--batch", "8", "--steps", "1"]
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "benchmarks" / "profile.py"), *words],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "2"},
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    head, step, first, *_ = done.stdout.splitlines()
+    assert "2 threads" in head
+    assert first.startswith("matrix products")
+    found = re.fullmatch(r"([\d.]+) ms a step, ([\d.]+) of all threads together", step)
+    assert float(found[2]) > 0.5 * float(found[1])
 
 
 @pytest.mark.slow
