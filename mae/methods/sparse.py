@@ -25,6 +25,7 @@ from mae.nets import vit
 from mae.nets.decoder import image_decoder
 from mae.nets.dictionary import Dictionary, largest
 from mae.nets.encoders import Encoder
+from mae.nets.snapshot import snapshot
 from mae.nets.standardise import Standardise
 from mae.nets.statistics import global_mean, ranks
 
@@ -104,7 +105,7 @@ class Sparse(Autoencoder):
         error = losses.squared_error(self._decode(rebuilt), target)
         loss = error + self._price(code)
         if self.kind == "topk" and self.aux_weight:
-            dead = self.silent >= self.dead_after
+            dead = snapshot(self.silent >= self.dead_after)
             helped = rebuilt.detach() + self.dictionary.spread(largest(drive.relu() * dead, self.k_aux))
             loss = loss + self.aux_weight * dead.any() * losses.squared_error(self._decode(helped), target)
         active = code.detach() > self.active_above

@@ -24,6 +24,7 @@ from mae.nets.bottleneck import Bottleneck
 from mae.nets.decoder import image_decoder
 from mae.nets.encoders import Encoder
 from mae.nets.gaussian import LOG_TWO_PI, Gaussian, gaussian, log_normal
+from mae.nets.snapshot import snapshot
 from mae.nets.statistics import global_mean
 
 LOSSES = ("calibrated", "gaussian", "bce")
@@ -186,10 +187,11 @@ class VAE(Autoencoder):
 
     def _penalty(self, kl: Tensor) -> Tensor:
         """What the KL (k,) of the dimensions, means over the batch, adds to the loss."""
+        steps = snapshot(self.steps)
         if self.capacity:
-            allowed = self.capacity * (self.steps / self.capacity_steps).clamp(max=1)
+            allowed = self.capacity * (steps / self.capacity_steps).clamp(max=1)
             return self.capacity_weight * (kl.sum() - allowed).abs()
-        beta = self.beta * ((self.steps + 1) / self.warmup_steps).clamp(max=1) if self.warmup_steps else self.beta
+        beta = self.beta * ((steps + 1) / self.warmup_steps).clamp(max=1) if self.warmup_steps else self.beta
         return beta * kl.clamp(min=self.free_bits).sum()
 
     def _batch_mean(self, mean: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from mae.methods.base import Autoencoder, Batches, Diagnosis, Output
 from mae.nets import keyed, prior, quantise, vit
 from mae.nets.decoder import image_decoder
 from mae.nets.encoders import Encoder
+from mae.nets.snapshot import snapshot
 from mae.nets.standardise import Standardise
 from mae.nets.statistics import global_mean
 
@@ -162,7 +163,7 @@ class VQVAE(Autoencoder):
         known = torch.where(self.variance > 0, self.variance, of_batch.clamp(min=VARIANCE_FLOOR))
         if self.training:
             self.variance.copy_(torch.where(known > VARIANCE_FLOOR, known, 0.0))  # a batch without any variance is not kept
-        return known
+        return snapshot(known)
 
 
 def _levels(levels: Sequence[int]) -> Sequence[int]:

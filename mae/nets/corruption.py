@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from mae.nets import keyed, vit
+from mae.nets.snapshot import snapshot
 from mae.nets.statistics import global_mean
 
 
@@ -94,4 +95,4 @@ class PatchPCA(nn.Module):
             variance = torch.einsum("vc,vw,wc->", self.directions, self.covariance, self.directions) / components
             noise = keyed.normal(keys, rows * columns * components, "noise").view(len(images), -1, components)
             noise = strength * variance.clamp(min=0).sqrt() * noise.to(self.directions.dtype) @ self.directions.T
-            return images + vit.unpatchify(noise, (rows, columns), self.patch).to(images.dtype)
+            return snapshot(images + vit.unpatchify(noise, (rows, columns), self.patch).to(images.dtype))

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from mae.nets import keyed
+from mae.nets.snapshot import snapshot
 from mae.nets.statistics import global_mean, global_rows
 
 KMEANS_ROUNDS = 10
@@ -59,8 +60,8 @@ class Codebook(nn.Module):
         latents = latents.float()
         if self.training and not self._known_started:
             self._start(latents.detach(), keys)
-        indices = self.indices(latents)
-        codes = self.vectors_of(indices)
+        indices = snapshot(self.indices(latents))
+        codes = snapshot(self.vectors_of(indices))
         shares = share_of_codes(indices, self.size)
         quantised = Quantised(
             straight_through(codes, latents),
