@@ -14,7 +14,7 @@ from mae import memory
 from mae.training import precision as precisions
 from mae.training.distributed import device_of
 
-KEPT = 1 << 30  # bytes
+RESERVE = 1 << 30  # bytes
 # the first that fits an operation's name
 KINDS = {
     "attention kernels": r"attention|flash|fmha",
@@ -51,8 +51,9 @@ def main() -> int:
     if device.type == "cuda":
         activities.append(torch.profiler.ProfilerActivity.CUDA)
     else:
-        torch.ones(KEPT // 4)  # what the profiler notes cuts freed memory up: without more of it the next step's tensors are in new pages
-    threads = _ExperimentalConfig(profile_all_threads=True)  # the halves of a batch are in threads of their own
+        # the profiler's notes cut freed memory up: without a reserve of it the next step's tensors would lie in new pages, which is slow
+        torch.ones(RESERVE // 4)
+    threads = None if device.type == "cuda" else _ExperimentalConfig(profile_all_threads=True)  # a batch's halves are in their own
     with torch.profiler.profile(activities=activities, experimental_config=threads) as profile:
         began = time.perf_counter()
         side.steps(images, options.steps, kind)

@@ -21,7 +21,7 @@ from mae.errors import ConfigError
 from mae.keys import Data
 
 HELD = 32  # files in memory at once: fewer cost more draws of crops
-PIXELS = 1 << 23  # of crops unpacked in one call, and one crop more: fewer cost more calls, more cost memory where photos are large
+PIXELS = 1 << 23  # with which a call that unpacks crops is full: fewer cost more calls, more cost memory where photos are large
 ENOUGH = 64  # images by which to judge whether crops come out
 
 Read = Callable[[np.ndarray, np.ndarray], Samples | ConfigError]  # of ids and keys
@@ -110,9 +110,10 @@ class Regions:
     def _fill(self, images: Tensor, done: np.ndarray, ids: np.ndarray, keys: np.ndarray) -> None:
         """Those of the images (B, C, h, w) whose crops can be unpacked, and notes in `done` (B,) bool which these are."""
         found = plain_jpegs(self.source, self.data, self.size, ids, keys, self.reading)
-        some = np.array([i for i, file in enumerate(found.files) if region.suits(file, found.boxes[i])], np.int64)
-        filled = np.cumsum(found.boxes[some, 2:].prod(1)) // PIXELS
-        for call in np.split(some, np.flatnonzero(np.diff(filled)) + 1) if len(some) else []:
+        some = [i for i, file in enumerate(found.files) if region.suits(file, found.boxes[i])]
+        filled = np.cumsum(found.boxes[some, 2:].prod(1)) // PIXELS  # how many calls the crops so far would fill
+        for number in np.unique(filled):
+            call = np.array(some)[filled == number]
             cuts = region.decode([found.files[i] for i in call], found.boxes[call])
             for place, flip, cut in zip(found.places[call].tolist(), found.flips[call].tolist(), cuts, strict=True):
                 if cut is not None:

@@ -89,11 +89,11 @@ class KLAE(Autoencoder):
 
     def posterior(self, images: Tensor) -> Gaussian:
         """q(z|x) of images (B, C, H, W): a Gaussian over (B, N, c)."""
-        return gaussian(self.bottleneck.encode(self.encoder.forward_features(images)))
+        return self._posterior(self.encoder.forward_features(images))
 
     def code(self, tokens: Tensor) -> Tensor:
         """The posterior mean (B, N, c), places row by row, as it comes, of the encoder's tokens (B, P + N, D)."""
-        return gaussian(self.bottleneck.encode(tokens)).mean
+        return self._posterior(tokens).mean
 
     def decode(self, latents: Tensor) -> Tensor:
         """Codes (B, N, c) as they come -> images (B, C, H, W)."""
@@ -137,6 +137,9 @@ class KLAE(Autoencoder):
                 "fit_scale(batches)"
             )
         return Diagnosis(rank.figures | figures, alarms)
+
+    def _posterior(self, tokens: Tensor) -> Gaussian:
+        return gaussian(self.bottleneck.encode(tokens))
 
     def _count(self, z: Tensor) -> None:
         """Takes a batch of codes into the running moments: a plain mean at first, then an exponential one."""

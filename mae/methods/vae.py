@@ -90,11 +90,11 @@ class VAE(Autoencoder):
 
     def posterior(self, images: Tensor) -> Gaussian:
         """q(z|x) of images (B, C, H, W), k numbers each."""
-        return gaussian(self.bottleneck.encode(self.encoder.forward_features(images)))
+        return self._posterior(self.encoder.forward_features(images))
 
     def code(self, tokens: Tensor) -> Tensor:
         """The posterior mean (B, k) of the encoder's tokens (B, P + N, D)."""
-        return gaussian(self.bottleneck.encode(tokens)).mean
+        return self._posterior(tokens).mean
 
     def decode(self, latents: Tensor) -> Tensor:
         """Codes (B, k) -> images (B, C, H, W), the mean of p(x|z)."""
@@ -165,6 +165,9 @@ class VAE(Autoencoder):
                 "reconstructions are nearly the same: lower method.beta, or set method.free_bits=0.1 or method.warmup_steps"
             )
         return Diagnosis(figures, alarms)
+
+    def _posterior(self, tokens: Tensor) -> Gaussian:
+        return gaussian(self.bottleneck.encode(tokens))
 
     def _decode(self, z: Tensor) -> Tensor:
         return self.decoder(self.bottleneck.decode(z))

@@ -33,7 +33,7 @@ from mae.training.estimate import state_bytes
 SHARE = 0.5  # of a rank's memory that the training state may take before it is sharded; activations need the rest
 MOMENTS = {"adamw": 2, "muon": 2, "lars": 1, "sgd": 1}  # numbers that an optimizer keeps a parameter, at most
 WHOLE = ("muon", "lars")  # optimizers that look at whole matrices
-NO_SYNC: dict[str, Any] = (  # of buffers at every step, which are alike on all ranks; the older name is deprecated since torch 2.13
+BUFFERS_STAY: dict[str, Any] = (  # they are alike on all ranks and need not be sent; the older word is deprecated since torch 2.13
     {"forward_sync_buffers": False}
     if "forward_sync_buffers" in inspect.signature(DistributedDataParallel).parameters
     else {"broadcast_buffers": False}
@@ -147,7 +147,7 @@ class Spread:
         devices = [self.ranks.device] if self.ranks.device.type == "cuda" else None
         # the patch embedding's gradient, some kilobytes, comes with its numbers in another order than DDP's buckets have
         warnings.filterwarnings("ignore", "Grad strides do not match", UserWarning)
-        return DistributedDataParallel(self.module, device_ids=devices, gradient_as_bucket_view=True, **NO_SYNC)
+        return DistributedDataParallel(self.module, device_ids=devices, gradient_as_bucket_view=True, **BUFFERS_STAY)
 
     def settle(self, loss: Callable[[], Tensor]) -> None:
         """Before the state of an earlier process is restored: fixes the order in which gradients are summed, by one backward pass in vain.
