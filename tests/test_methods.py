@@ -274,6 +274,19 @@ def test_bad_settings_are_refused_in_one_sentence(words, says):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("more", [["method.bottleneck=token", "method.bottleneck_size=2"], ["encoder.name=conv"]], ids=" ".join)
+def test_an_autoencoder_takes_pixels_as_probabilities(more):
+    torch.manual_seed(0)
+    method = mae.create(words("ae", "method.loss=bce", "data.mean=[0]", "data.std=[1]", *more)).train()
+    digits = open_splits(config.load([]).data).train
+    pixels = torch.stack([torch.from_numpy(digits.read(i)).permute(2, 0, 1) for i in range(64)]) / 255
+    made = method.reconstruct(pixels)
+    expected = torch.nn.functional.binary_cross_entropy(made, pixels, reduction="sum") / len(pixels)
+    torch.testing.assert_close(method(pixels, keys=torch.arange(64)).loss, expected, rtol=1e-5, atol=1e-5)
+    losses = train(method, pixels, 30)
+    assert losses[-1] < 0.9 * losses[0]
+
+
 def test_cross_entropy_refuses_arrays_that_are_no_probabilities(tmp_path, monkeypatch, capsys):
     for i, white in enumerate((1.0, 1.0, 1.0, 1.5)):
         np.save(tmp_path / f"{i}.npy", np.full((8, 8), white, np.float32))
