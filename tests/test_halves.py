@@ -11,8 +11,9 @@ import torch
 import mae
 from mae import config
 from mae.data.batch import Batch
-from mae.training import halves, loop, parallel
+from mae.training import halves, parallel
 from mae.training.distributed import Ranks
+from mae.training.precision import computing
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 SEPARABLE = ["mae", "crossmae", "ae", "denoising"]
@@ -37,7 +38,7 @@ def passes(method, precision="fp32", *, slower=None):
     def work(batch, parts):
         if batch.keys[0] == slower:
             time.sleep(0.05)
-        with loop.autocast(precision, ALONE.device):
+        with computing(precision, ALONE.device):
             output = method(batch.images, keys=batch.keys)
         (output.loss / parts).backward()
         return {k: v / parts for k, v in {"loss": output.loss.detach(), **output.metrics}.items()}

@@ -227,7 +227,6 @@ def _model_pace(cfg: Config, batch: Any, device: Any) -> float | None:
     from mae.methods.build import build
     from mae.nets.vit import choose_attention
     from mae.training import optim, precision
-    from mae.training.loop import autocast
 
     model = build(cfg).to(device)
     choose_attention(model, device)
@@ -237,7 +236,7 @@ def _model_pace(cfg: Config, batch: Any, device: Any) -> float | None:
     kind = precision.choose(cfg.train.precision, device)
 
     def step(count: int) -> None:
-        with autocast(kind, device):
+        with precision.computing(kind, device):
             model(normalise(batch.images[:count], cfg.data), keys=batch.keys[:count]).loss.backward()
         optimizer.step()
         optimizer.zero_grad()

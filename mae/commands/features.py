@@ -95,16 +95,16 @@ def encode(model: "Autoencoder", source: Folder, cfg: Config, device: "torch.dev
     import torch
 
     from mae.data.loader import evaluation_batches, normalise
-    from mae.evaluation.features import PRECISIONS, encode_all, evaluating, pools_of
+    from mae.evaluation.features import encode_all, evaluating, pools_of
     from mae.nets.vit import choose_attention
     from mae.training import precision
 
     choose_attention(model, device)
-    kind, pools = PRECISIONS[precision.choose(cfg.train.precision, device)], pools_of(model)
+    kind, pools = precision.choose(cfg.train.precision, device), pools_of(model)
     parts: dict[str, list[Any]] = {}
     left_out: list[str] = []
     batches = evaluation_batches(source, cfg, batch_size=BATCH, device=device)
-    with evaluating(model), torch.autocast(device.type, kind, enabled=kind is not None), torch.no_grad():
+    with evaluating(model), precision.computing(kind, device), torch.no_grad():
         for batch in tqdm(batches, total=-(-len(source) // BATCH), unit="batch", disable=None):
             ids = batch.ids.tolist()
             # another image stands in the place of a damaged one, under a name that is not its own

@@ -22,7 +22,7 @@ from mae.training import checkpoint, distributed, flops, going_on, histograms, l
 from mae.training.alarms import Alarms
 from mae.training.console import Console
 from mae.training.distributed import Ranks
-from mae.training.loop import Hooks, autocast, fit
+from mae.training.loop import Hooks, fit
 from mae.training.progress import Progress
 from mae.training.run import RunFolder, fingerprint
 from mae.training.saving import Saver, see_the_same
@@ -176,7 +176,7 @@ def _train(
     wrapped = spread.wrapped()
 
     def rehearse() -> Tensor:
-        with autocast(derived["precision"], ranks.device):
+        with precision.computing(derived["precision"], ranks.device):
             return job.forward(wrapped, _blank(config, ranks, derived["accumulate"])).loss
 
     def resume(until: int | None = None) -> Progress:

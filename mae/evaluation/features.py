@@ -23,11 +23,11 @@ from mae.errors import ConfigError
 from mae.evaluation.material import Features, Material
 from mae.methods.base import Autoencoder
 from mae.nets import vit
+from mae.training.precision import DTYPES, computing
 
 VERSION = 2  # of the features: one more whenever they would come out otherwise
 PATIENCE_SECONDS = 3  # with a terminal that says nothing
 LAYERS, TOKENS = "layers", "tokens"  # what a pass over the images can keep beside the pools
-PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class Share(NamedTuple):
@@ -65,8 +65,8 @@ def extract(
     the folder `cache` all but tokens are kept as HASH.safetensors, and read instead of computed when nothing that decides them has
     changed. Raises ConfigError for a pool that the encoder does not have.
     """
-    if precision not in PRECISIONS:
-        raise ConfigError(f"precision {precision!r} is unknown: choose one of {', '.join(PRECISIONS)}")
+    if precision not in DTYPES:
+        raise ConfigError(f"precision {precision!r} is unknown: choose one of {', '.join(DTYPES)}")
     pools = pools or pools_of(model)
     who = encoder_hash(model)
 
@@ -80,7 +80,7 @@ def extract(
         return {name: Features(x, kept["labels"]) for name, x in kept.items() if name != "labels"}
 
     device = torch.device(device)
-    with evaluating(model), torch.autocast(device.type, PRECISIONS[precision], enabled=precision != "fp32"):
+    with evaluating(model), computing(precision, device):
         part = source
         if share.world > 1:
             bounds = [len(source) * r // share.world for r in (share.rank, share.rank + 1)]

@@ -13,9 +13,10 @@ from mae.config import Config
 from mae.data.loader import evaluation_batches, normalise
 from mae.data.sources import Source, Splits, Subset
 from mae.errors import ConfigError
-from mae.evaluation.features import ALONE, PRECISIONS, Share, encodes_itself, evaluating, extract, gather, pools_of
+from mae.evaluation.features import ALONE, Share, encodes_itself, evaluating, extract, gather, pools_of
 from mae.evaluation.material import Features, Material
 from mae.methods.base import Autoencoder
+from mae.training.precision import computing
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,5 @@ class Subject:
     @contextmanager
     def reading(self) -> Iterator[None]:
         """While entered, the model is in evaluation mode, in the subject's precision and without gradients."""
-        kind = PRECISIONS[self.precision]
-        with evaluating(self.model), torch.autocast(self.device.type, kind, enabled=kind is not None), torch.no_grad():
+        with evaluating(self.model), computing(self.precision, self.device), torch.no_grad():
             yield

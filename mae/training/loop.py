@@ -1,6 +1,5 @@
 """The training loop, for pretraining, probing and fine-tuning alike: read it from top to bottom."""
 
-import contextlib
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from mae.nets import keyed
 from mae.training import distributed, halves, optim, parallel, watch
 from mae.training.distributed import Ranks
 from mae.training.optim import Average
-from mae.training.precision import DTYPES
+from mae.training.precision import computing
 from mae.training.progress import Progress
 from mae.training.schedule import Plan
 
@@ -61,7 +60,7 @@ def fit(
 
     def part(batch: Batch, parts: int) -> dict[str, Tensor]:
         """Forward and backward pass of one of so many parts of a step; its share of the step's figures."""
-        with autocast(precision, ranks.device):
+        with computing(precision, ranks.device):
             output = forward(module, batch)
         scaler.scale(output.loss / parts).backward()
         return {name: value.float() / parts for name, value in {"loss": output.loss.detach(), **output.metrics}.items()}
@@ -118,13 +117,6 @@ def fit(
             if stop:
                 raise Preempted(f"stopped by a signal after step {progress.step}, saved: run the same command to go on")
         guard.check(progress.step)
-
-
-def autocast(precision: str, device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """What the forward pass runs in. On a CPU, where two threads would share it, no cache keeps casts: a pass uses a weight once."""
-    if precision == "fp32":
-        return contextlib.nullcontext()
-    return torch.autocast(device.type, DTYPES[precision], cache_enabled=device.type != "cpu")
 
 
 def _add(total: dict[str, Tensor], part: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -26,6 +26,7 @@ from torch.utils.checkpoint import checkpoint
 
 from mae.errors import ConfigError
 from mae.keys import Optim
+from mae.nets import products
 from mae.training import distributed
 from mae.training.distributed import Ranks
 from mae.training.estimate import state_bytes
@@ -108,7 +109,13 @@ def recompute(module: nn.Module) -> None:
     if getattr(module, "differentiates", False):
         raise ConfigError("this method differentiates twice, for which activations must be kept: set train.recompute=false")
     for block in blocks(module):
-        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+        block.forward = functools.partial(_twice, block.forward)
+
+
+def _twice(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    if torch.compiler.is_compiling():  # the compiler takes no contexts, and nothing in it depends on them
+        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
+    return checkpoint(forward, *args, use_reentrant=False, context_fn=products.again, **kwargs)
 
 
 class Spread:

@@ -1,11 +1,13 @@
 """Which number format the forward pass runs in; weights, losses and norms stay float32."""
 
+import contextlib
 import logging
 from functools import lru_cache
 
 import torch
 
 from mae.errors import ConfigError
+from mae.nets.products import wide_products
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
@@ -24,6 +26,13 @@ def choose(wanted: str, device: torch.device) -> str:
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     return "bf16" if device.type == "cpu" and _cpu_has_bf16() else "fp32"
+
+
+def computing(precision: str, device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """What a forward pass runs in. On a CPU, where two threads would share it, no cache keeps casts: a pass uses a weight once."""
+    if precision == "fp32":
+        return wide_products(device)
+    return torch.autocast(device.type, DTYPES[precision], cache_enabled=device.type != "cpu")
 
 
 def _cpu_has_bf16() -> bool:
