@@ -2,6 +2,7 @@
 
 import datetime
 import importlib.metadata
+import itertools
 import json
 import platform
 import shlex
@@ -20,7 +21,8 @@ def names_of_machine(device: torch.device) -> str:
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, CUDA {torch.version.cuda}"
     info = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").is_file() else ""
-    model = next((line.partition(":")[2].strip() for line in info.splitlines() if line.startswith("model name")), platform.processor())
+    told = {key.strip(): value.strip() for key, _, value in (line.partition(":") for line in info.partition("\n\n")[0].splitlines())}
+    model = f"{told['model name']} (family {told.get('cpu family')})" if "model name" in told else platform.processor()
     units = [name for name in ("avx512f", "avx512_bf16", "amx_bf16") if name in info]
     return f"{model}, {torch.get_num_threads()} threads, {' '.join(units) or 'no AVX-512'}"
 
@@ -43,9 +45,10 @@ def commit() -> str:
 
 
 def keep(name: str, device: torch.device, figures: dict[str, object]) -> Path:
-    """Writes benchmarks/results/DATE-NAME-DEVICE.json; returns its path."""
+    """Writes benchmarks/results/DATE-NAME-DEVICE.json, or with a number where that is there; returns its path."""
     today = datetime.date.today().isoformat()
-    file = RESULTS / f"{today}-{name}-{device.type}.json"
+    names = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+    file = next(f for more in names if not (f := RESULTS / f"{today}-{name}-{device.type}{more}.json").exists())
     record = {
         "command": "python " + shlex.join(["benchmarks/" + Path(sys.argv[0]).name, *sys.argv[1:]]),
         "date": today,
