@@ -125,7 +125,7 @@ def test_clipping_bounds_the_step_not_the_logged_norm():
 
 @pytest.mark.parametrize(("wanted", "hardware", "warned"), [("bf16", False, True), ("bf16", True, False), ("auto", False, False)])
 def test_bf16_in_software_is_warned_of(wanted, hardware, warned, monkeypatch, caplog):
-    monkeypatch.setattr(formats, "_cpu_has_bf16", lambda: hardware)
+    monkeypatch.setattr(formats, "cpu_has_bf16", lambda: hardware)
     formats._warn_of_software.cache_clear()
     chosen = formats.choose(wanted, torch.device("cpu"))
     assert chosen == ("fp32" if wanted == "auto" else "bf16")

@@ -12,6 +12,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
+from mae.training.precision import cpu_has_bf16
+
 QUINTIC = (3.4445, -4.7750, 2.0315)  # the post's coefficients: after five rounds singular values lie between about 0.7 and 1.2
 ROUNDS = 5
 
@@ -75,10 +77,14 @@ class Muon(Optimizer):
 
 
 def orthogonalise(matrices: Tensor) -> Tensor:
-    """(M, short, long) -> the same with singular values near one, by Newton-Schulz rounds; bfloat16 on CUDA, float32 elsewhere."""
+    """(M, short, long) -> the same with singular values near one, by Newton-Schulz rounds: in bfloat16 on CUDA and on a CPU that computes
+    in it, in float32 elsewhere.
+    """
     a, b, c = QUINTIC
-    x = matrices.bfloat16() if matrices.is_cuda else matrices.float()
+    x = matrices.float()
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)  # now every singular value is at most one
+    if x.is_cuda or (x.device.type == "cpu" and cpu_has_bf16()):
+        x = x.bfloat16()
     for _ in range(ROUNDS):
         gram = x @ x.mT  # (M, short, short)
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)

@@ -20,12 +20,12 @@ def choose(wanted: str, device: torch.device) -> str:
     if wanted != "auto":
         if wanted == "fp16" and device.type not in ("cuda", "cpu"):
             raise ConfigError(f"train.precision fp16 is not for {device.type}: choose bf16 or fp32")
-        if wanted == "bf16" and device.type == "cpu" and not _cpu_has_bf16():
+        if wanted == "bf16" and device.type == "cpu" and not cpu_has_bf16():
             _warn_of_software()
         return wanted
     if device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if device.type == "cpu" and _cpu_has_bf16() else "fp32"
+    return "bf16" if device.type == "cpu" and cpu_has_bf16() else "fp32"
 
 
 def computing(precision: str, device: torch.device) -> contextlib.AbstractContextManager[None]:
@@ -35,7 +35,7 @@ def computing(precision: str, device: torch.device) -> contextlib.AbstractContex
     return torch.autocast(device.type, DTYPES[precision], cache_enabled=device.type != "cpu")
 
 
-def _cpu_has_bf16() -> bool:
+def cpu_has_bf16() -> bool:
     """Whether matrix products in bf16 run in hardware here (AVX-512 BF16 or AMX); emulated ones are slower than float32."""
     has = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
     return bool(has and has())
