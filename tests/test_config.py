@@ -180,7 +180,7 @@ def test_the_command_exits_with_2_in_one_sentence_and_leaves_nothing(words, sent
     assert done.stdout == ""
     assert sorted(tmp_path.rglob("*")) == before
     assert "mae.config" in imported
-    assert imported.isdisjoint({"torch", "timm"})  # whose seconds nobody waits for to read of a wrong word
+    assert imported.isdisjoint({"torch", "timm", "sklearn"})  # whose seconds nobody waits for to read of a wrong word
     assert seconds < heavy_imports / 2
 
 

@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from mae import config
+from mae.data import digits
 from mae.data.decode import DamagedImage
 from mae.data.sources import Subset, open_splits
 from mae.errors import ConfigError
@@ -197,6 +198,15 @@ def test_digits_are_split_by_class_and_their_statistics_are_those_of_the_config(
     assert images.shape == (1078, 8, 8, 1)
     np.testing.assert_allclose([images.mean(), images.std()], [*data.mean, *data.std], atol=5e-4)
     assert set(np.unique(images * 255)) == {(v * 255 + 8) // 16 for v in range(17)}
+
+
+def test_digits_are_scikit_learns_whether_it_is_imported_for_them_or_not(monkeypatch):
+    read = digits.Digits(1)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)  # its file is not where it was
+    imported = digits.Digits(1)
+    assert read.fingerprint == imported.fingerprint
+    assert np.array_equal(read.images, imported.images)
+    assert np.array_equal(read.labels, imported.labels)
 
 
 def test_a_subset_of_a_subset_names_the_same_images(tmp_path):

@@ -107,7 +107,9 @@ def test_muon_moves_matrices_as_timms_and_vectors_as_adamw(shape, half, monkeypa
         theirs[1].grad = bias.grad.clone()
         momentum = momentum.lerp(weight.grad, 0.1)
         coefficients = [(3.4445, -4.7750, 2.0315)]
-        update = zeropower_via_newtonschulz(weight.grad.lerp(momentum, 0.9), 5, coefficients, dtype=torch.bfloat16 if half else torch.float32)
+        update = zeropower_via_newtonschulz(
+            weight.grad.lerp(momentum, 0.9), 5, coefficients, dtype=torch.bfloat16 if half else torch.float32
+        )
         theirs[0].data.mul_(1 - 0.03 * 0.1).sub_(0.03 * scale * update)
         ours.step()
         reference.step()
