@@ -1,5 +1,6 @@
 """Linear layers by another library compute the same, and nothing else goes there."""
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
 import pytest
@@ -92,6 +93,36 @@ def test_a_step_is_the_same(taken, words):
         torch.testing.assert_close(gradients, expected_gradients, rtol=1e-3, atol=1e-5)
     first, last = found[0][1], found[-1][1]
     assert all(torch.equal(first[n], last[n]) for n in first)  # repeated blocks go the same way
+
+
+def test_two_threads_have_the_bits_of_one(taken):
+    x, weight = torch.randn(1500, 96), torch.randn(192, 96)
+
+    def passes(_):
+        own = weight.clone().requires_grad_()
+        with wide_products(CPU):
+            values = F.linear(x, own)
+        values.square().sum().backward()
+        return values.detach(), own.grad
+
+    alone = passes(0)
+    with ThreadPoolExecutor(2) as pool:
+        for found in pool.map(passes, range(20)):
+            assert all(torch.equal(a, b) for a, b in zip(found, alone, strict=True))
+    assert len(taken) == 2 * 21
+
+
+def test_repeated_blocks_compile_inside(taken):
+    method = mae.create(["encoder.depth=2"]).train()
+    parallel.recompute(method)
+    images, keys = torch.rand(4, 1, 8, 8), torch.arange(4)
+    expected = method(images, keys=keys).loss
+    method.compile(backend="aot_eager")
+    with wide_products(CPU):
+        loss = method(images, keys=keys).loss
+    loss.backward()
+    torch.testing.assert_close(loss, expected, rtol=1e-5, atol=0)
+    assert not taken
 
 
 @pytest.mark.filterwarnings("ignore:TF32")
