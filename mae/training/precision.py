@@ -29,7 +29,10 @@ def choose(wanted: str, device: torch.device) -> str:
 
 
 def computing(precision: str, device: torch.device) -> contextlib.AbstractContextManager[None]:
-    """What a forward pass runs in. On a CPU, where two threads would share it, no cache keeps casts: a pass uses a weight once."""
+    """What a forward pass runs in: autocast, or float32 at the full width of a CPU's units.
+
+    On a CPU, where two threads would share it, no cache keeps casts: a pass uses a weight once.
+    """
     if precision == "fp32":
         return wide_products(device)
     return torch.autocast(device.type, DTYPES[precision], cache_enabled=device.type != "cpu")
