@@ -11,7 +11,7 @@ from records import names_of_machine
 from torch._C._profiler import _ExperimentalConfig
 
 from mae import memory
-from mae.training import precision as precisions
+from mae.nets import precision as precisions
 from mae.training.distributed import device_of
 
 RESERVE = 1 << 30  # bytes

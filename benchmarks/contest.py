@@ -12,9 +12,9 @@ from sides import PROGRAMS, Apart, Here, Setting, first_weights, ours_with, text
 from torch import Tensor
 
 from mae.methods.base import Autoencoder, Output
+from mae.nets.precision import DTYPES
 from mae.training import flops
 from mae.training.arithmetic import shape_of
-from mae.training.precision import DTYPES
 
 EQUAL = 1e-5  # relative difference of losses in float32
 COUNTED = 0.02  # relative difference of FLOPs by formula and by counter

@@ -29,8 +29,8 @@ from mae.evaluation.features import PRECISIONS, evaluating
 from mae.evaluation.material import Features, draw_order
 from mae.methods.base import Autoencoder
 from mae.methods.build import build
+from mae.nets import precision as precisions
 from mae.nets.vit import choose_attention
-from mae.training import precision as precisions
 
 RATES = [1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 2e-2, 3e-2, 5e-2, 1e-1, 3e-1]
 DECAY, BATCH = 1e-4, 1024

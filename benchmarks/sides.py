@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from mae import memory
 from mae.interop import huggingface, official
-from mae.training.precision import DTYPES
+from mae.nets.precision import DTYPES
 
 PROGRAMS = ("transformers", "ours", "textbook", "compiled")
 CLOCKS: dict[str, Callable[[], float]] = {"wall": time.perf_counter, "cpu": time.process_time}

@@ -35,7 +35,7 @@ from photos import jpeg_shards
 from records import keep, names_of_machine
 from sides import CLOCKS, Setting, ours_with
 
-from mae.training import precision as precisions
+from mae.nets import precision as precisions
 from mae.training.distributed import device_of
 
 BATCHES = {"cpu": {"vit_tiny": 128, "vit_base": 8, "vit_large": 4}, "cuda": {"vit_tiny": 1024, "vit_base": 256, "vit_large": 128}}

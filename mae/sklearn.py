@@ -88,6 +88,7 @@ class Encoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
 
         from mae.data.batch import finished, normalise
         from mae.data.crops import central
+        from mae.nets.products import wide_products
 
         size, data, device = self.config_.image_size, self.config_.data, next(self.model_.encoder.parameters()).device
 
@@ -96,7 +97,7 @@ class Encoder(ClassNamePrefixFeaturesOutMixin, TransformerMixin, BaseEstimator):
             return finished(torch.from_numpy(image.transpose(2, 0, 1).copy()), data)
 
         vectors = []
-        with torch.no_grad():
+        with torch.no_grad(), wide_products(device):
             for start in range(0, len(source), self.batch_size):
                 images = torch.stack([pixels(i) for i in range(start, min(start + self.batch_size, len(source)))])
                 vectors.append(self.model_.encode(normalise(images.to(device), data), self.pool).float().cpu().numpy())

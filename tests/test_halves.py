@@ -11,9 +11,9 @@ import torch
 import mae
 from mae import config
 from mae.data.batch import Batch
+from mae.nets.precision import computing
 from mae.training import halves, parallel
 from mae.training.distributed import Ranks
-from mae.training.precision import computing
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
 SEPARABLE = ["mae", "crossmae", "ae", "denoising"]

@@ -12,8 +12,8 @@ from mae.data.batch import normalise
 from mae.data.loader import train_batches
 from mae.data.sources import open_splits
 from mae.errors import NonFiniteLoss, Preempted
+from mae.nets import precision as formats
 from mae.training import optim, schedule
-from mae.training import precision as formats
 from mae.training.distributed import Ranks
 from mae.training.loop import Hooks, fit
 from mae.training.progress import Progress

@@ -94,12 +94,12 @@ def test_lars_takes_the_papers_step():
 @pytest.mark.parametrize("half", [False, True])
 @pytest.mark.parametrize("shape", [(64, 192), (192, 64), (48, 48)])
 def test_muon_moves_matrices_as_timms_and_vectors_as_adamw(shape, half, monkeypatch):
-    monkeypatch.setattr(muon, "cpu_has_bf16", lambda: half)
+    monkeypatch.setattr(muon, "cpu_has_bf16", lambda: True)
     torch.manual_seed(0)
     weight, bias = nn.Parameter(torch.randn(shape)), nn.Parameter(torch.randn(7))
     theirs = [p.detach().clone().requires_grad_() for p in (weight, bias)]
     groups = [{"params": [weight], "matrix": True, "weight_decay": 0.1}, {"params": [bias], "matrix": False}]
-    ours = muon.Muon(groups, lr=0.03, momentum=0.9, betas=(0.9, 0.95))
+    ours = muon.Muon(groups, lr=0.03, momentum=0.9, betas=(0.9, 0.95), half=half)
     scale = 0.2 * max(shape) ** 0.5
     momentum, reference = torch.zeros(shape), torch.optim.AdamW([theirs[1]], lr=0.03, betas=(0.9, 0.95), weight_decay=0)
     for _ in range(3):
@@ -118,11 +118,12 @@ def test_muon_moves_matrices_as_timms_and_vectors_as_adamw(shape, half, monkeypa
     torch.testing.assert_close(bias, theirs[1], rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("half", [False, True])
-def test_muons_update_has_singular_values_near_one(half, monkeypatch):
-    monkeypatch.setattr(muon, "cpu_has_bf16", lambda: half)
+@pytest.mark.parametrize(("half", "hardware"), [(False, True), (True, False), (True, True)])
+def test_muons_update_has_singular_values_near_one(half, hardware, monkeypatch):
+    monkeypatch.setattr(muon, "cpu_has_bf16", lambda: hardware)
     torch.manual_seed(0)
-    values = torch.linalg.svdvals(muon.orthogonalise(1e-6 * torch.randn(3, 32, 80)).float())
+    values = torch.linalg.svdvals((found := muon.orthogonalise(1e-6 * torch.randn(3, 32, 80), half=half)).float())
+    assert found.dtype == (torch.bfloat16 if half and hardware else torch.float32)
     assert values.min() > 0.65
     assert values.max() < 1.25
 

@@ -20,11 +20,11 @@ from mae.data.batch import normalise
 from mae.data.loader import train_batches
 from mae.data.sources import open_splits
 from mae.errors import ConfigError, LossSpike, NonFiniteLoss, Preempted, ReplicasDiffer
+from mae.nets.precision import DTYPES
 from mae.training import optim, schedule, watch
 from mae.training.alarms import told
 from mae.training.distributed import Ranks
 from mae.training.loop import Hooks, fit
-from mae.training.precision import DTYPES
 from mae.training.progress import Progress
 from mae.training.run import RunFolder
 

@@ -15,9 +15,10 @@ from mae.evaluation.features import encodes_itself
 from mae.interop import timm_folder
 from mae.methods.base import Autoencoder
 from mae.methods.build import build
+from mae.nets import precision
 from mae.nets.vit import choose_attention
 from mae.reporting import table
-from mae.training import alarms, lineage, precision
+from mae.training import alarms, lineage
 from mae.training.run import RunFolder
 from mae.training.tracking import Tracker
 from mae.training.watch import memory_gib

@@ -225,15 +225,16 @@ def _model_pace(cfg: Config, batch: Any, device: Any) -> float | None:
     """Images a second of whole training steps on (a part of) a batch; None for a method without any."""
     from mae.data.batch import normalise
     from mae.methods.build import build
+    from mae.nets import precision
     from mae.nets.vit import choose_attention
-    from mae.training import optim, precision
+    from mae.training import optim
 
     model = build(cfg).to(device)
     choose_attention(model, device)
     if not model.learns:
         return None
-    optimizer = optim.create(model, cfg.optim)
     kind = precision.choose(cfg.train.precision, device)
+    optimizer = optim.create(model, cfg.optim, kind)
 
     def step(count: int) -> None:
         with precision.computing(kind, device):

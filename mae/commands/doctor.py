@@ -150,7 +150,8 @@ def _tracking(config: Config) -> Finding:
 def _rehearsed(config: Config, folder: RunFolder, splits: "Splits", plan: "Plan", ranks: int, parts: int) -> None:
     from mae.commands.rehearsal import affordable, predict, rehearse
     from mae.methods.build import build
-    from mae.training import distributed, flops, parallel, precision
+    from mae.nets import precision
+    from mae.training import distributed, flops, parallel
 
     start = time.perf_counter() - BEGAN  # the run begins like this too
     device = distributed.device_of(config.train.device)

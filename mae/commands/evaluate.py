@@ -64,9 +64,10 @@ def measure(cfg: Config, found: Found, protocols: Sequence[Mapping[str, Any]], *
     from mae.evaluation import results
     from mae.evaluation.features import Share
     from mae.interop.resize import resize
+    from mae.nets import precision
     from mae.nets.vit import choose_attention
     from mae.reporting import table
-    from mae.training import distributed, lineage, precision
+    from mae.training import distributed, lineage
     from mae.training.tracking import Tracker
 
     with distributed.start(cfg.train.device) as ranks:

@@ -96,8 +96,8 @@ def encode(model: "Autoencoder", source: Folder, cfg: Config, device: "torch.dev
 
     from mae.data.loader import evaluation_batches, normalise
     from mae.evaluation.features import encode_all, evaluating, pools_of
+    from mae.nets import precision
     from mae.nets.vit import choose_attention
-    from mae.training import precision
 
     choose_attention(model, device)
     kind, pools = precision.choose(cfg.train.precision, device), pools_of(model)

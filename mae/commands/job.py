@@ -17,8 +17,9 @@ from mae.data.loader import Batch, evaluation_batches, train_batches
 from mae.data.sources import Splits
 from mae.errors import ConfigError, LossSpike, NonFiniteLoss, Preempted
 from mae.methods.base import Output
+from mae.nets import precision
 from mae.nets.vit import choose_attention
-from mae.training import checkpoint, distributed, flops, going_on, histograms, lineage, optim, parallel, precision, state, watch
+from mae.training import checkpoint, distributed, flops, going_on, histograms, lineage, optim, parallel, state, watch
 from mae.training.alarms import Alarms
 from mae.training.console import Console
 from mae.training.distributed import Ranks
@@ -167,7 +168,7 @@ def _train(
 ) -> tuple[nn.Module, int]:
     """Trains from where the folder stands; returns the module with all its weights (on rank 0) and the steps taken."""
     module = spread.module.train()
-    optimizer = optim.create(module, config.optim)
+    optimizer = optim.create(module, config.optim, derived["precision"])
     average = optim.Average(module, config.train.ema) if config.train.ema is not None else None
     scaler = torch.amp.GradScaler(ranks.device.type, enabled=derived["precision"] == "fp16")
     saver = Saver(folder, config.run, ranks, {"config": fingerprint(config), "data": derived["data"]})

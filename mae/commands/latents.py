@@ -52,10 +52,11 @@ def _story(words: list[str]) -> None:
     sources = sources_of(cfg)
 
     import mae
+    from mae.nets.products import wide_products
     from mae.nets.vit import choose_attention
     from mae.training import distributed
 
-    with distributed.start(cfg.train.device) as ranks:
+    with distributed.start(cfg.train.device) as ranks, wide_products(ranks.device):
         if not ranks.first:
             return
         method = mae.load(folder.path).to(ranks.device)

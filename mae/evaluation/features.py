@@ -23,7 +23,7 @@ from mae.errors import ConfigError
 from mae.evaluation.material import Features, Material
 from mae.methods.base import Autoencoder
 from mae.nets import vit
-from mae.training.precision import DTYPES, computing
+from mae.nets.precision import DTYPES, computing
 
 VERSION = 2  # of the features: one more whenever they would come out otherwise
 PATIENCE_SECONDS = 3  # with a terminal that says nothing

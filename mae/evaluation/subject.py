@@ -16,7 +16,7 @@ from mae.errors import ConfigError
 from mae.evaluation.features import ALONE, Share, encodes_itself, evaluating, extract, gather, pools_of
 from mae.evaluation.material import Features, Material
 from mae.methods.base import Autoencoder
-from mae.training.precision import computing
+from mae.nets.precision import computing
 
 
 @dataclass(frozen=True)

@@ -14,10 +14,10 @@ from mae.data.loader import Batch
 from mae.errors import Preempted
 from mae.methods.base import Output
 from mae.nets import keyed
+from mae.nets.precision import computing
 from mae.training import distributed, halves, optim, parallel, watch
 from mae.training.distributed import Ranks
 from mae.training.optim import Average
-from mae.training.precision import computing
 from mae.training.progress import Progress
 from mae.training.schedule import Plan
 

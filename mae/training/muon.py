@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 from torch.optim.adamw import adamw
 
-from mae.training.precision import cpu_has_bf16
+from mae.nets.precision import cpu_has_bf16
 
 QUINTIC = (3.4445, -4.7750, 2.0315)  # the post's coefficients: after five rounds singular values lie between about 0.7 and 1.2
 ROUNDS = 5
@@ -21,11 +21,13 @@ ROUNDS = 5
 class Muon(Optimizer):
     """Muon for the groups that say `matrix: True`, AdamW (fused) for the others, with one learning rate for both.
 
+    With `half` its matrices are orthogonalised in bfloat16 on a CPU too, as suits a run whose forward passes are.
     The update of a matrix (out, in) is scaled by 0.2 * sqrt(max(out, in)) to AdamW's usual root mean square, so that one rate fits both.
     """
 
-    def __init__(self, groups: list[dict[str, Any]], *, lr: float, momentum: float, betas: tuple[float, float]) -> None:
+    def __init__(self, groups: list[dict[str, Any]], *, lr: float, momentum: float, betas: tuple[float, float], half: bool = False) -> None:
         super().__init__(groups, {"lr": lr, "momentum": momentum, "betas": betas, "weight_decay": 0.0, "matrix": False})
+        self.half = half
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # no closure here
@@ -47,7 +49,7 @@ class Muon(Optimizer):
         updates = list(nesterov)
         for (short, long), members in alike.items():
             together = torch.stack([nesterov[i] if nesterov[i].shape[0] == short else nesterov[i].T for i in members])
-            for i, update in zip(members, orthogonalise(together) * (0.2 * long**0.5), strict=True):
+            for i, update in zip(members, orthogonalise(together, half=self.half) * (0.2 * long**0.5), strict=True):
                 updates[i] = (update if parameters[i].shape[0] == short else update.T).to(parameters[i].dtype)
         torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
         torch._foreach_add_(parameters, updates, alpha=-group["lr"])
@@ -76,14 +78,14 @@ class Muon(Optimizer):
         )
 
 
-def orthogonalise(matrices: Tensor) -> Tensor:
-    """(M, short, long) -> the same with singular values near one, by Newton-Schulz rounds: in bfloat16 on CUDA and on a CPU that computes
-    in it, in float32 elsewhere.
+def orthogonalise(matrices: Tensor, *, half: bool = False) -> Tensor:
+    """(M, short, long) -> the same with singular values near one, by Newton-Schulz rounds: in bfloat16 on CUDA and, with `half`, on a CPU
+    that computes in it; in float32 elsewhere.
     """
     a, b, c = QUINTIC
     x = matrices.float()
     x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)  # now every singular value is at most one
-    if x.is_cuda or (x.device.type == "cpu" and cpu_has_bf16()):
+    if x.is_cuda or (half and x.device.type == "cpu" and cpu_has_bf16()):
         x = x.bfloat16()
     for _ in range(ROUNDS):
         gram = x @ x.mT  # (M, short, short)

@@ -10,8 +10,8 @@ from mae.training.lars import LARS
 from mae.training.muon import Muon
 
 
-def create(module: nn.Module, optim: Optim) -> Optimizer:
-    """The optimizer over the module's trainable parameters, its rate still to be set by the loop.
+def create(module: nn.Module, optim: Optim, precision: str = "fp32") -> Optimizer:
+    """The optimizer over the module's trainable parameters, its rate still to be set by the loop. `precision` is that of forward passes.
 
     Vectors (biases, norms) are not decayed, nor what the module's no_weight_decay() names. With layer_decay a group's rate is
     `lr_scale` = layer_decay^(layers above it), as in BEiT (arXiv:2106.08254) and the MAE paper's fine-tuning.
@@ -25,7 +25,7 @@ def create(module: nn.Module, optim: Optim) -> Optimizer:
     if optim.name == "adamw":
         return AdamW(groups, lr=lr, betas=betas, fused=True)
     if optim.name == "muon":
-        return Muon(_matrices_apart(groups, module), lr=lr, momentum=optim.momentum, betas=betas)
+        return Muon(_matrices_apart(groups, module), lr=lr, momentum=optim.momentum, betas=betas, half=precision != "fp32")
     if optim.name == "lars":
         return LARS(groups, lr=lr, momentum=optim.momentum)
     return SGD(groups, lr=lr, momentum=optim.momentum)
