@@ -25,7 +25,7 @@ from mae.data.batch import normalise
 from mae.data.loader import evaluation_batches
 from mae.data.sources import Source, Subset, open_splits
 from mae.evaluation import linear_probe
-from mae.evaluation.features import PRECISIONS, evaluating
+from mae.evaluation.features import evaluating
 from mae.evaluation.material import Features, draw_order
 from mae.methods.base import Autoencoder
 from mae.methods.build import build
@@ -211,8 +211,7 @@ def _images(source: Source, cfg: configuration.Config, device: torch.device) -> 
 @torch.no_grad()
 def _features(model: Autoencoder, images: Tensor, cfg: configuration.Config, kind: str) -> Tensor:
     """Mean-pooled features (N, D) float32 of images (N, C, H, W) uint8."""
-    dtype = PRECISIONS[kind]
-    with evaluating(model), torch.autocast(images.device.type, dtype, enabled=dtype is not None):
+    with evaluating(model), precisions.computing(kind, images.device):
         return torch.cat([model.encode(normalise(some, cfg.data)).float() for some in images.split(BATCH)])
 
 

@@ -116,3 +116,10 @@ def _imported(file):
             yield from (alias.name for alias in node.names if alias.name.split(".")[0] == "mae")
         elif isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "mae":
             yield from ([f"mae.{alias.name}" for alias in node.names] if node.module == "mae" else [node.module])
+
+
+def test_every_benchmark_finds_what_it_imports():
+    names = sorted(file.stem for file in (ROOT / "benchmarks").glob("*.py"))
+    probe = f"import sys; sys.path.insert(0, 'benchmarks'); import {', '.join(names)}"
+    done = subprocess.run([sys.executable, "-c", probe], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 def taken(monkeypatch):
     """Here as on a processor where it is faster, and for products of any size; a list of what has gone there."""
     seen, plain = [], products._Linear.apply
-    monkeypatch.setattr(products, "_here", lambda: True)
+    monkeypatch.setattr(products, "_wide_here", lambda: True)
     monkeypatch.setattr(products, "LEAST", 0)
     monkeypatch.setattr(products._Linear, "apply", lambda *args: seen.append(args[0].shape) or plain(*args))
     if not (torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available()):

@@ -32,7 +32,7 @@ class Digits:
 
 
 def _table() -> np.ndarray:
-    """(N, 65): a row's 64 pixels and its label. From scikit-learn's file, which to import takes ten times as long as to read."""
+    """(N, 65): a row's 64 pixels and its label. Read from scikit-learn's file: to import it takes ten times as long."""
     package = importlib.util.find_spec("sklearn")
     file = Path(package.origin).parent / "datasets/data/digits.csv.gz" if package is not None and package.origin else None
     if file is not None and file.is_file():

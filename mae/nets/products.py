@@ -49,11 +49,11 @@ def again() -> tuple[contextlib.AbstractContextManager[Any], contextlib.Abstract
 
 def _left_idle() -> bool:
     both = torch.backends.mkl.is_available() and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-    return both and bool(torch.backends.mkldnn.enabled) and _here()
+    return both and bool(torch.backends.mkldnn.enabled) and _wide_here()
 
 
 @lru_cache(maxsize=1)
-def _here() -> bool:
+def _wide_here() -> bool:
     with contextlib.suppress(OSError):  # not Linux
         return is_wide_amd(Path("/proc/cpuinfo").read_text())
     return False
@@ -89,11 +89,13 @@ class _Linear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """The layer's values, by oneDNN."""
         ctx.save_for_backward(x, weight)
         return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """The gradients of what `forward` was given, None where none is asked for."""
         x, weight = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad
         rows, gradients = x.flatten(0, -2), gradient.flatten(0, -2)
