@@ -92,7 +92,7 @@ def synthetic(images: Tensor) -> Iterator[list[Batch]]:
     keys = torch.arange(len(images), device=images.device)
     while True:
         keys = keys + len(images)
-        yield [Batch(images, keys=keys, labels=keys, ids=keys, replaced=0)]
+        yield [Batch(images, keys=keys, labels=keys, ids=keys, replaced=0, seed=0)]
 
 
 def real_share(side: Ours, images: Tensor, shards: Path, words: list[str], precision: str, repeats: int) -> float:

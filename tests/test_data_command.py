@@ -73,7 +73,7 @@ def test_images_that_cannot_be_read_are_not_drawn(folder):
 def test_a_whole_batch_is_not_timed_where_it_takes_long(monkeypatch):
     cfg = config.load(["encoder.depth=1", "encoder.embed_dim=32", "train.batch_size=64"])
     images = torch.zeros(64, 1, 8, 8, dtype=torch.uint8)
-    batch = Batch(images, torch.arange(64), torch.zeros(64), torch.arange(64), 0)
+    batch = Batch(images, torch.arange(64), torch.zeros(64), torch.arange(64), 0, 0)
     for a_step, an_image, counts in ((1.5, 0.75, [4, 8]), (0.1, 0.01, [4, 8, 16, 32, 64, 64])):
         tried = []
 

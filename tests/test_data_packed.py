@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pytest
 import torch
+import torchvision
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -197,6 +198,23 @@ def test_steps_of_one_kind_alone(photos):
         found = steps.packing.unpack(steps.packing.pack(ids, ids + 1), torch.device("cpu"))
         assert torch.equal(found.images, steps.read(ids, ids + 1).images)
     assert whole.packing is not None
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_a_device_that_unpacks_nothing_is_told_once_and_costs_no_image(broken, photos, monkeypatch, caplog):
+    def without_nvjpeg(files, **_):
+        raise RuntimeError("not compiled with nvJPEG support\nsecond line")
+
+    cfg, source = photos
+    if broken:
+        monkeypatch.setattr(torchvision.io, "decode_jpeg", without_nvjpeg)
+    steps, ids = TrainSteps(source, cfg, 0, 1, None), np.arange(len(source))
+    for keys in (ids + 1, ids + 50, ids + 99, ids + 150):
+        found = steps.packing.unpack(steps.packing.pack(ids, keys), torch.device("cpu"))
+        assert torch.equal(found.images, steps.read(ids, keys).images)
+    told = [r.getMessage() for r in caplog.records if "data.decode=gpu" in r.getMessage()]
+    assert len(told) == broken
+    assert all("(not compiled with nvJPEG support): choose data.decode=cpu" in line for line in told)
 
 
 @pytest.mark.gpu

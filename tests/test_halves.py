@@ -29,7 +29,7 @@ def two_threads():
 
 def batch_of(count):
     numbers = torch.arange(count)
-    return Batch(torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(0)), numbers + 5, numbers, numbers, 0)
+    return Batch(torch.randn(count, 1, 8, 8, generator=torch.Generator().manual_seed(0)), numbers + 5, numbers, numbers, 0, 0)
 
 
 def passes(method, precision="fp32", *, slower=None):

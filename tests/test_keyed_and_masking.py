@@ -69,7 +69,7 @@ def test_every_scheme_hides_the_same_number_and_splits_all_patches(scheme, grid,
 
 def _hidden_map(scheme, grid, ratio, keys=KEYS):
     split = masking.split_patches(masking.SCHEMES[scheme](keys, grid, ratio), hidden_count(grid[0] * grid[1], ratio))
-    return torch.zeros(len(keys), grid[0] * grid[1]).scatter(1, split.hidden, 1).view(-1, *grid)
+    return torch.zeros(len(keys), grid[0] * grid[1], device=keys.device).scatter(1, split.hidden, 1).view(-1, *grid)
 
 
 def test_random_hides_every_patch_equally_often():

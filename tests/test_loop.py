@@ -22,8 +22,8 @@ from mae.training.signals import Stop
 WORDS = ["encoder.embed_dim=32", "encoder.depth=2", "train.batch_size=64", "train.log_every=1", "train.steps=40"]
 
 
-def train(*words, precision="fp32", accumulate=1, poison_at=None, stop_at=None, device="cpu", compiled=False):
-    """Trains on the digits in this process and returns (method, rows, average, saved steps)."""
+def train(*words, precision="fp32", accumulate=1, poison_at=None, stop_at=None, device="cpu", compiled=False, at_step=None):
+    """Trains on the digits in this process and returns (method, rows, average, saved steps); `at_step` hears of each step."""
     cfg = config.load([*WORDS, *words])
     splits = open_splits(cfg.data)
     method = mae.create([*WORDS, *words]).to(device).train()
@@ -34,6 +34,8 @@ def train(*words, precision="fp32", accumulate=1, poison_at=None, stop_at=None, 
     rows, saved, progress = [], [], Progress()
 
     def forward(module, batch):
+        if at_step is not None:
+            at_step(progress.step)
         images = normalise(batch.images, cfg.data)
         if progress.step == poison_at:
             images[0] = torch.nan
@@ -147,6 +149,16 @@ def test_a_gpu_trains_to_the_same_loss_and_skips_a_poisoned_update_on_the_device
     poisoned, rows, _, _ = train("train.log_every=20", "train.skip_updates=0", precision=precision, device="cuda", poison_at=3)
     assert isinstance(rows[-1], NonFiniteLoss)
     assert torch.isfinite(weights(poisoned)).all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", ["adamw", "muon", "lars", "sgd"])
+def test_a_gpu_is_not_waited_for_between_logged_steps(name):
+    def watched(step):
+        torch.cuda.set_sync_debug_mode("error" if 0 < step < 9 else "default")
+
+    method, _, _, _ = train(f"optim.name={name}", "train.steps=10", "train.log_every=10", device="cuda", at_step=watched)
+    assert torch.isfinite(weights(method)).all()
 
 
 def test_a_closed_terminal_is_a_reason_to_stop_unless_it_is_to_be_ignored():

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+from collections import OrderedDict
 
 import pytest
 import torch
@@ -135,20 +136,21 @@ def test_a_nan_on_one_rank_is_skipped_on_both_and_a_flipped_bit_is_found(tmp_pat
     assert sentence.startswith("rank 1 holds other weights than the other ranks (first in decoder.")
 
 
-def test_the_device_decides_as_the_host_does():
-    """Fused AdamW on the CPU reads `found_inf` as it does on a GPU."""
-    ends = []
+@pytest.mark.parametrize("name", ["adamw", "muon", "lars", "sgd"])
+def test_the_device_decides_as_the_host_does(name):
+    """Optimizers on the CPU read `found_inf` as they do on a GPU; the first step is among those that are not made."""
+    words, ends = [f"optim.name={name}", "optim.base_lr=0.1", "optim.weight_decay=0.1", "optim.momentum=0.9"], []
     for on_device in (False, True):
         torch.manual_seed(0)
-        module = nn.Linear(4, 4)
-        optimizer = torch.optim.AdamW(module.parameters(), lr=0.1, fused=True)
+        module = nn.Sequential(OrderedDict(blocks=nn.Linear(4, 4)))
+        optimizer = optim.create(module, config.load(words).optim)
         average = optim.Average(module, 0.5)
         progress = Progress()
         guard = watch.Guard(module, optimizer, torch.amp.GradScaler("cpu", enabled=False), progress, allowed=1, ranks=ALONE)
         if on_device:
             guard.on_device, optimizer.found_inf = True, guard.forbidden
         for step in range(8):
-            loss = module(torch.full((2, 4), torch.nan if step in (1, 4, 5) else float(step))).square().mean()
+            loss = module(torch.full((2, 4), torch.nan if step in (0, 4, 5) else float(step))).square().mean()
             loss.backward()
             norm = torch.nn.utils.get_total_norm([p.grad for p in module.parameters()])
             if step == 5 and not on_device:

@@ -285,7 +285,7 @@ def _blank(config: Config, ranks: Ranks, accumulate: int) -> Batch:
     count = config.train.batch_size // ranks.world // accumulate
     pixels = torch.zeros(count, config.data.channels, *config.image_size, dtype=torch.uint8, device=ranks.device)
     numbers = torch.zeros(count, dtype=torch.int64, device=ranks.device)
-    return Batch(pixels, keys=numbers, labels=numbers, ids=numbers, replaced=0)
+    return Batch(pixels, keys=numbers, labels=numbers, ids=numbers, replaced=0, seed=0)
 
 
 def _settle(module: nn.Module, config: Config, folder: RunFolder, splits: Splits, ranks: Ranks, derived: dict[str, Any]) -> None:

@@ -214,7 +214,7 @@ def _linear(frozen: Autoencoder | Fixed, splits: Splits, *, pool: str) -> Linear
 def _forward(module: nn.Module, batch: Batch, *, config: Config, mixing: Mixup | None) -> Output:
     """Cross-entropy of a batch. Mixing, dropout and drop path draw from generators seeded by the batch's own keys."""
     images, target = normalise(batch.images, config.data), batch.labels
-    with seeded(int(batch.keys.sum())):
+    with seeded(batch.seed):
         if mixing is not None:
             images, target = mixing(images, target)
         logits = module(images).float()

@@ -24,33 +24,37 @@ class Batch(NamedTuple):
     labels: Tensor  # (B,) int64, of the images shown; -1 = none
     ids: Tensor  # (B,) int64: positions in the source
     replaced: int  # how many images were damaged and show another one instead
+    seed: int  # the sum of the keys, for what draws from generators: known to the host, which need not wait for the device
 
 
 class Samples(NamedTuple):
     """What a process that reads hands over for one step: few tensors, since each costs a file descriptor on its way."""
 
     images: Tensor  # (B, C, H, W)
-    numbers: Tensor  # (3, B) int64: keys, labels, ids
+    numbers: Tensor  # (3, B) int64 on the CPU: keys, labels, ids
     replaced: np.ndarray  # (B,) bool
     damage: list[DamagedImage]
 
 
 def micro_batches(samples: Samples, parts: int, device: torch.device) -> list[Batch]:
     """The samples on the device, cut into equal contiguous parts."""
-    images, numbers = (x.to(device, non_blocking=True) for x in (samples.images, samples.numbers))
+    images, numbers = (to_device(x, device) for x in (samples.images, samples.numbers))
     size = len(images) // parts
     cuts = [slice(i * size, (i + 1) * size) for i in range(parts)]
     batches = []
     for cut in cuts:
         keys, labels, ids = numbers[:, cut]
-        batches.append(Batch(images[cut], keys, labels, ids, replaced=int(samples.replaced[cut].sum())))
+        replaced, seed = int(samples.replaced[cut].sum()), int(samples.numbers[0, cut].sum())
+        batches.append(Batch(images[cut], keys, labels, ids, replaced, seed))
     return batches
 
 
-def to_device(array: np.ndarray, device: torch.device) -> Tensor:
-    """The array on the device; through pinned memory, since a plain copy to a GPU waits for all its work."""
-    tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+def to_device(values: np.ndarray | Tensor, device: torch.device) -> Tensor:
+    """The values on the device; to a GPU through pinned memory, since a plain copy waits for all its work."""
+    tensor = torch.as_tensor(values)
+    if device.type == "cuda" and tensor.device.type == "cpu":
+        tensor = tensor.pin_memory()
+    return tensor.to(device, non_blocking=True)
 
 
 def normalise(images: Tensor, data: Data) -> Tensor:

@@ -11,6 +11,7 @@ from mae.config import Config
 from mae.data import crops, substitute
 from mae.data.batch import Samples, affine, finished, to_device
 from mae.data.decode import DamagedImage
+from mae.data.plain import numbers_of
 from mae.data.resample import crop_batch
 from mae.data.sources import Source
 from mae.errors import ConfigError
@@ -48,10 +49,9 @@ class Cache:
         shown, damage = self._ids_shown(ids, keys)
         images = self.images.index_select(0, to_device(shown, self.images.device)).transpose(1, 2)
         if images.device.type != self.device.type:
-            images = images.pin_memory().to(self.device, non_blocking=True)
+            images = to_device(images, self.device)
         images = self._augmented(images, keys)
-        labels = np.full_like(ids, -1) if self.source.labels is None else self.source.labels[shown]
-        return Samples(images, to_device(np.stack([keys, labels, ids]), self.device), shown != ids, damage)
+        return Samples(images, numbers_of(self.source, ids, keys, shown), shown != ids, damage)
 
     def _augmented(self, images: Tensor, keys: np.ndarray) -> Tensor:
         tall, wide = images.shape[2:]

@@ -5,6 +5,7 @@ cannot unpack is read again the usual way, which knows what becomes of damaged i
 filter (nvJPEG, float32): single ones differ by a level or two from the CPU's, so that data.decode is part of what a run is.
 """
 
+import logging
 import warnings
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -21,8 +22,11 @@ from mae.data.sources import Source
 from mae.errors import ConfigError
 from mae.keys import Data
 
+log = logging.getLogger("mae")
+
 END = b"\xff\xd9"  # the marker of a JPEG's end
 TOGETHER = 32  # images on the device at their own sizes
+ENOUGH = 64  # images by which to judge whether the device unpacks any
 
 
 class Packed(NamedTuple):
@@ -40,6 +44,7 @@ class Packing:
     def __init__(self, source: Source, data: Data, size: tuple[int, int], reading: Reading, usual: Read) -> None:
         """`usual` reads samples one by one, whatever they are."""
         self.source, self.data, self.size, self.reading, self.usual = source, data, size, reading, usual
+        self.tried, self.judged = 0, False
 
     def pack(self, ids: np.ndarray, keys: np.ndarray) -> Packed | ConfigError:
         """The samples of those ids (B,) with keys (B,), both int64, before they are unpacked; or the error that says why not."""
@@ -64,21 +69,30 @@ class Packing:
         images = torch.empty(count, self.data.channels, *self.size, dtype=torch.uint8, device=device)
         table = packed.table.tolist()
         parts = [] if packed.others is None else [(np.setdiff1d(np.arange(count), [row[1] for row in table]), packed.others)]
-        failed = []
+        failed: dict[int, RuntimeError] = {}  # by their places
         for image, (_, place, top, left, height, width, flip) in zip(self._decoded(packed, table, device), table, strict=True):
-            if image is None:
-                failed.append(place)
+            if isinstance(image, RuntimeError):
+                failed[place] = image
             else:
                 images[place] = resized(image[:, top : top + height, left : left + width], bool(flip), self.size)
+        self._judge(len(table), failed)
         if failed:
-            again = self.usual(packed.numbers[2][failed].numpy(), packed.numbers[0][failed].numpy())
+            places = np.array(list(failed))
+            again = self.usual(packed.numbers[2].numpy()[places], packed.numbers[0].numpy()[places])
             if isinstance(again, ConfigError):
                 raise again
-            parts.append((np.array(failed), again))
+            parts.append((places, again))
         return combined(images, packed.numbers, parts)
 
-    def _decoded(self, packed: Packed, table: list[list[int]], device: torch.device) -> Iterator[Tensor | None]:
-        """(C, H, W) uint8 on the device of every plain JPEG, None for what cannot be unpacked there."""
+    def _judge(self, tried: int, failed: dict[int, RuntimeError]) -> None:
+        """Warns once where the device unpacks nothing at all, as a torchvision without nvJPEG does: everything is then read twice."""
+        self.tried, self.judged = self.tried + tried, self.judged or len(failed) < tried
+        if not self.judged and self.tried >= ENOUGH:
+            self.judged, why = True, str(next(iter(failed.values()))).split("\n")[0]
+            log.warning("data.decode=gpu: none of the first %d JPEGs can be unpacked there (%s): choose data.decode=cpu", self.tried, why)
+
+    def _decoded(self, packed: Packed, table: list[list[int]], device: torch.device) -> Iterator[Tensor | RuntimeError]:
+        """(C, H, W) uint8 on the device of every plain JPEG, or why it cannot be unpacked there."""
         files = packed.files.tensor_split([row[0] for row in table[:-1]])
         for start in range(0, len(table), TOGETHER):
             yield from _unpacked(list(files[start : start + TOGETHER]), self.data.channels, device)
@@ -90,7 +104,7 @@ def _ended(found: Plain) -> Plain:
     return Plain([found.files[i] for i in kept], found.places[kept], found.boxes[kept], found.flips[kept])
 
 
-def _unpacked(files: list[Tensor], channels: int, device: torch.device) -> list[Tensor | None]:
+def _unpacked(files: list[Tensor], channels: int, device: torch.device) -> list[Tensor | RuntimeError]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # torchvision's decoders are to move to torchcodec
         from torchvision.io import ImageReadMode, decode_jpeg
@@ -99,5 +113,5 @@ def _unpacked(files: list[Tensor], channels: int, device: torch.device) -> list[
             return list(decode_jpeg(files, mode=ImageReadMode.GRAY if channels == 1 else ImageReadMode.RGB, device=device))
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError:  # one of them is damaged: which one?
-            return [None] if len(files) == 1 else [_unpacked([file], channels, device)[0] for file in files]
+        except RuntimeError as error:  # one of them is damaged: which one?
+            return [error] if len(files) == 1 else [_unpacked([file], channels, device)[0] for file in files]

@@ -163,7 +163,7 @@ def merits(heads: Heads, held_out: Features) -> list[tuple[bool, int, float]]:
         logits = heads.logits(x)  # (H, C, B)
         right = right + (logits.argmax(1) == y).sum(1)
         entropy = entropy - logits.log_softmax(1)[:, y, torch.arange(len(y), device=y.device)].double().sum(1)
-    return [(math.isfinite(entropy[h]), int(right[h]), -float(entropy[h])) for h in range(len(right))]
+    return [(math.isfinite(e), r, -e) for r, e in zip(right.tolist(), entropy.tolist(), strict=True)]
 
 
 def split(material: Material, pool: str, seed: int, *, held_out: float | None = None, first: int | None = None) -> tuple[Features, Tensor]:

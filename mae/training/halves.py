@@ -66,7 +66,8 @@ def side_by_side(work: Work, module: nn.Module, train: Train, ranks: Ranks) -> I
 
         def halves(batch: Batch, parts: int) -> dict[str, Tensor]:
             cuts = batch.images.chunk(2), batch.keys.chunk(2), batch.labels.chunk(2), batch.ids.chunk(2)
-            tasks = [pool.submit(work, Batch(*tensors, replaced=0), 2 * parts) for tensors in zip(*cuts, strict=True)]
+            parted = [Batch(*tensors, replaced=0, seed=int(tensors[1].sum())) for tensors in zip(*cuts, strict=True)]
+            tasks = [pool.submit(work, part, 2 * parts) for part in parted]
             wait(tasks)  # for both, before an error of one is raised
             first, second = (task.result() for task in tasks)
             return {name: first[name] + second[name] for name in first}

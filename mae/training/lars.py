@@ -11,7 +11,12 @@ from torch import Tensor
 
 
 class LARS(torch.optim.Optimizer):
-    """SGD with momentum whose step for each matrix is scaled by trust * |w| / |g|; vectors take the plain step."""
+    """SGD with momentum whose step for each matrix is scaled by trust * |w| / |g|; vectors take the plain step.
+
+    Where the attribute `found_inf`, a scalar on the device, is 1, a step changes nothing, as with torch's fused optimizers.
+    """
+
+    found_inf: Tensor | None = None
 
     def __init__(
         self,
@@ -38,8 +43,13 @@ class LARS(torch.optim.Optimizer):
                 state = self.state[p]
                 if "momentum" not in state:
                     state["momentum"] = torch.zeros_like(p)
-                state["momentum"].mul_(group["momentum"]).add_(update)
-                p.sub_(state["momentum"], alpha=group["lr"])
+                if self.found_inf is None:
+                    state["momentum"].mul_(group["momentum"]).add_(update)
+                    p.sub_(state["momentum"], alpha=group["lr"])
+                else:
+                    skipped, momentum = self.found_inf > 0, state["momentum"] * group["momentum"] + update
+                    state["momentum"].copy_(torch.where(skipped, state["momentum"], momentum))
+                    p.sub_(torch.where(skipped, 0, momentum), alpha=group["lr"])
 
 
 def _trust(weight: Tensor, update: Tensor, trust: float) -> Tensor:

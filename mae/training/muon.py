@@ -23,7 +23,10 @@ class Muon(Optimizer):
 
     With `half` its matrices are orthogonalised in bfloat16 on a CPU too, as suits a run whose forward passes are.
     The update of a matrix (out, in) is scaled by 0.2 * sqrt(max(out, in)) to AdamW's usual root mean square, so that one rate fits both.
+    Where the attribute `found_inf`, a scalar on the device, is 1, a step changes nothing, as with torch's fused optimizers.
     """
+
+    found_inf: Tensor | None = None
 
     def __init__(self, groups: list[dict[str, Any]], *, lr: float, momentum: float, betas: tuple[float, float], half: bool = False) -> None:
         super().__init__(groups, {"lr": lr, "momentum": momentum, "betas": betas, "weight_decay": 0.0, "matrix": False})
@@ -40,6 +43,8 @@ class Muon(Optimizer):
     def _matrices(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         momenta = [self.state[p].setdefault("momentum_buffer", torch.zeros_like(p)) for p in parameters]
         gradients = [p.grad for p in parameters if p.grad is not None]  # all of them: `step` has looked
+        if self.found_inf is not None:  # a gradient like its momentum leaves that as it is, and the update finite
+            gradients = [torch.where(self.found_inf > 0, m, g) for m, g in zip(momenta, gradients, strict=True)]
         torch._foreach_lerp_(momenta, gradients, 1 - group["momentum"])
         nesterov = torch._foreach_lerp(gradients, momenta, group["momentum"])
 
@@ -51,7 +56,13 @@ class Muon(Optimizer):
             together = torch.stack([nesterov[i] if nesterov[i].shape[0] == short else nesterov[i].T for i in members])
             for i, update in zip(members, orthogonalise(together, half=self.half) * (0.2 * long**0.5), strict=True):
                 updates[i] = (update if parameters[i].shape[0] == short else update.T).to(parameters[i].dtype)
-        torch._foreach_mul_(parameters, 1 - group["lr"] * group["weight_decay"])
+        decay = group["lr"] * group["weight_decay"]
+        if self.found_inf is None:
+            torch._foreach_mul_(parameters, 1 - decay)
+        else:
+            made = 1 - self.found_inf
+            torch._foreach_mul_(updates, made)
+            torch._foreach_mul_(parameters, 1 - decay * made)
         torch._foreach_add_(parameters, updates, alpha=-group["lr"])
 
     def _vectors(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
@@ -75,6 +86,7 @@ class Muon(Optimizer):
             weight_decay=group["weight_decay"],
             eps=1e-8,
             maximize=False,
+            found_inf=self.found_inf,
         )
 
 

@@ -15,6 +15,7 @@ def create(module: nn.Module, optim: Optim, precision: str = "fp32") -> Optimize
 
     Vectors (biases, norms) are not decayed, nor what the module's no_weight_decay() names. With layer_decay a group's rate is
     `lr_scale` = layer_decay^(layers above it), as in BEiT (arXiv:2106.08254) and the MAE paper's fine-tuning.
+    All of them leave everything as it is where their attribute `found_inf`, a scalar on the device, is 1: the host need not ask.
     """
     exempt: set[str] = getattr(module, "no_weight_decay", set)()
     if optim.layer_decay is not None:
@@ -28,7 +29,10 @@ def create(module: nn.Module, optim: Optim, precision: str = "fp32") -> Optimize
         return Muon(_matrices_apart(groups, module), lr=lr, momentum=optim.momentum, betas=betas, half=precision != "fp32")
     if optim.name == "lars":
         return LARS(groups, lr=lr, momentum=optim.momentum)
-    return SGD(groups, lr=lr, momentum=optim.momentum)
+    sgd = SGD(groups, lr=lr, momentum=optim.momentum, fused=True)
+    for p in (p for group in sgd.param_groups for p in group["params"] if optim.momentum):
+        sgd.state[p]["momentum_buffer"] = torch.zeros_like(p)  # which torch would leave unset by a first step that changes nothing
+    return sgd
 
 
 def _matrices_apart(groups: list[dict], module: nn.Module) -> list[dict]:
@@ -51,11 +55,6 @@ def set_learning_rate(optimizer: Optimizer, lr: float) -> None:
     """Sets every group's rate, times its lr_scale where it has one."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group.get("lr_scale", 1.0)
-
-
-def skips_on_device(optimizer: Optimizer) -> bool:
-    """Whether the optimizer leaves everything untouched when its `found_inf` tensor is non-zero, without asking the host."""
-    return isinstance(optimizer, AdamW) and bool(optimizer.defaults.get("fused"))
 
 
 class Average:

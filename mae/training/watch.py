@@ -17,7 +17,7 @@ from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from mae.errors import LossSpike, NonFiniteLoss, ReplicasDiffer
-from mae.training import distributed, optim
+from mae.training import distributed
 from mae.training.distributed import Ranks
 from mae.training.progress import Progress
 
@@ -30,21 +30,21 @@ class Guard:
     """Decides before every update whether it may be made: not where the loss or a gradient on any rank is not finite.
 
     A forbidden update leaves weights, moments and average as they are, and takes back what the forward pass did to buffers (codebooks,
-    running means); its step and its data count as done. After more than `allowed` in a row the run is to end. On CUDA with fused AdamW
-    the decision stays on the device: the optimizer reads it there (`found_inf`), and the host learns of it at the next `check`, until
-    when nothing more is updated.
+    running means); its step and its data count as done. After more than `allowed` in a row the run is to end. On CUDA the decision stays
+    on the device: the optimizer reads it there (`found_inf`), and the host learns of it at the next `check`, until when nothing more is
+    updated.
     """
 
     def __init__(
         self, module: nn.Module, optimizer: Optimizer, scaler: torch.amp.GradScaler, progress: Progress, *, allowed: int, ranks: Ranks
     ) -> None:
         self.scaler, self.progress, self.allowed, self.ranks = scaler, progress, allowed, ranks
-        self.on_device = ranks.device.type == "cuda" and optim.skips_on_device(optimizer)
+        self.on_device = ranks.device.type == "cuda"
         self.forbidden = torch.zeros((), device=ranks.device)  # 1 = the update of this step is not made
         self.counts = torch.tensor([float(progress.skipped), float(progress.skipped_in_a_row)], device=ranks.device)
         self.buffers = {b: (b.clone(), b._version) for b in module.buffers()}  # as they were after the last good step
         if self.on_device:
-            optimizer.found_inf = self.forbidden  # type: ignore[attr-defined]  # what torch's fused AdamW looks for
+            optimizer.found_inf = self.forbidden  # type: ignore[attr-defined]  # what fused optimizers look for
 
     def forbids(self, loss: Tensor, norm: Tensor) -> bool:
         """Judges a step by its loss and its gradients' norm, scalars; where the device knows better than the host, False.
