@@ -1,12 +1,15 @@
 """However a run is spread over ranks, it computes the same, and its checkpoints open everywhere."""
 
 import contextlib
+import functools
 from pathlib import Path
 
 import pytest
+import timm
 import torch
 import torch.distributed as dist
 from ranks import on_ranks
+from torch import nn
 from torch.distributed.tensor import DTensor
 
 import mae
@@ -256,6 +259,20 @@ def figures_of_settings(rank, world, engines):
         for precision in ("bf16", "fp16"):
             found[f"{engine} {precision}"] = Trained(engine, Ranks(rank, world, CPU), MAE, precision=precision).figures()
     return found
+
+
+@pytest.mark.slow
+def test_blocks_that_are_dropped_at_rates_of_their_own_are_all_compiled(monkeypatch):
+    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
+    monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend="aot_eager"))
+    torch.compiler.reset()
+    torch._dynamo.utils.counters.clear()
+    sizes = dict(img_size=32, patch_size=16, depth=12, embed_dim=32, num_heads=1)
+    for rate, graphs in ((0.0, 1), (0.1, 12)):  # the first block is never dropped
+        model = timm.create_model("vit_tiny_patch16_224", **sizes, drop_path_rate=rate).train()
+        parallel.compile_parts(model, by_block=True)
+        model(torch.randn(2, 3, 32, 32)).sum().backward()
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
 
 
 @pytest.mark.slow

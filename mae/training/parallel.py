@@ -118,6 +118,18 @@ def _twice(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return checkpoint(forward, *args, use_reentrant=False, context_fn=products.again, **kwargs)
 
 
+def compile_parts(module: nn.Module, *, by_block: bool) -> None:
+    """torch.compile, in place: of the whole module, or of its blocks, whose code is alike and therefore made once.
+
+    Blocks take a quarter of the time (ViT-L: 20 s instead of 87), for about a twentieth more kernels a step.
+    """
+    alike = blocks(module) if by_block else []
+    for part in alike or [module]:
+        part.compile()
+    limit = torch._dynamo.config.recompile_limit  # blocks that differ in a number, as their drop paths do, are made one by one
+    torch._dynamo.config.recompile_limit = max(limit, 4 * len(alike))
+
+
 class Spread:
     """A module as it is trained under an engine. `module` has the parameters to optimise and to save, under the names that it always has.
 
@@ -143,9 +155,8 @@ class Spread:
         return module.eval().to(self.ranks.device) if self.ranks.first else module
 
     def compile(self) -> None:
-        """torch.compile: the whole module, or block by block where parameters are gathered between blocks."""
-        for part in blocks(self.module) if self.engine == "fsdp" else [self.module]:
-            part.compile()
+        """torch.compile: block by block on a GPU and where parameters are gathered between blocks, else the whole module."""
+        compile_parts(self.module, by_block=self.engine == "fsdp" or self.ranks.device.type == "cuda")
 
     def wrapped(self) -> nn.Module:
         """What to call in training: gradients are averaged over ranks in its backward pass."""
