@@ -22,11 +22,11 @@ SECONDS = {"cpu": 0.5, "cuda": 0.5}  # that a side's turn lasts at least
 
 
 class Contest:
-    """All sides of one model on one device. `quick` leaves out the compiled peer on a CPU."""
+    """All sides of one model on one device. `quick` leaves out the compiled peer."""
 
     def __init__(self, size: Size, setting: Setting, *, quick: bool) -> None:
         self.size, self.setting, self.batch, self.device = size, setting, setting.batch, setting.device
-        self.programs = [name for name in PROGRAMS if name != "compiled" or not (quick and self.device.type == "cpu")]
+        self.programs = [name for name in PROGRAMS if not (quick and name == "compiled")]
         self.weights = first_weights(size)
 
     def run(self, repeats: int) -> dict[str, float | None]:
@@ -92,6 +92,7 @@ class Contest:
             "textbook_ratio": (took.get("textbook"), took.get("ours best")),
             "compiled_ratio": (took.get("compiled"), took.get("ours best")),
             "cross_ratio": (took.get("ours best"), took.get("cross best")),
+            "lean_ratio": (took.get("ours best"), took.get("lean best")),
         }
         found: dict[str, float | None] = {}
         for key, (slow, fast) in pairs.items():
@@ -105,8 +106,9 @@ class Contest:
         if best:
             mfu = [counted * self.batch / s / p for s, p in zip(best, peak, strict=True)]
             found |= {"mfu": round(statistics.median(mfu), 3), "images_per_second": round(self.batch / statistics.median(best), 2)}
-        mine, other = memory.get("ours best"), memory["textbook"]
-        found["memory_ratio"] = round(mine / other, 3) if mine and other else None
+        for key, side in (("memory_ratio", "ours best"), ("lean_memory_ratio", "lean best")):
+            mine, other = memory.get(side), memory["textbook"]
+            found[key] = round(mine / other, 3) if mine and other else None
         found["batch"] = self.batch
         return found
 

@@ -36,12 +36,12 @@ if [ -n "${TINY:-}" ]; then
         --shards made --images 40
     measure profile 100 benchmarks/profile.py --device "$device" --model vit_tiny --batch 4 --steps 1
 else
-    measure train_step_large 170 benchmarks/train_step.py --device "$device" --models vit_large --precisions best --repeats 5 \
-        --shards made --images 2048 --workers "$(nproc)"
-    measure train_step_base 130 benchmarks/train_step.py --device "$device" --models vit_base --precisions best --repeats 5
+    measure train_step_large 190 benchmarks/train_step.py --device "$device" --models vit_large --precisions best --repeats 5 \
+        --shards made --images 1024 --workers "$(nproc)"
+    measure train_step_base 120 benchmarks/train_step.py --device "$device" --models vit_base --precisions best --repeats 5
     measure train_step_tiny 60 benchmarks/train_step.py --device "$device" --models vit_tiny --precisions best --repeats 5 --quick
-    measure profile 40 benchmarks/profile.py --device "$device" --model vit_large --batch 128
-    measure input_pipeline 70 benchmarks/input_pipeline.py --quick
+    measure profile 35 benchmarks/profile.py --device "$device" --model vit_large --batch 128
+    measure input_pipeline 45 benchmarks/input_pipeline.py --quick
 fi
 cat "$out/figures.jsonl"
 [ -z "$failed" ] || { echo "failed:$failed, see the logs in $out"; exit 1; }

@@ -17,7 +17,7 @@ from mae.data.loader import train_batches
 from mae.data.sources import open_splits
 from mae.methods.build import build
 from mae.nets.vit import choose_attention
-from mae.training import loop, optim, parallel
+from mae.training import blocks, loop, optim, parallel
 from mae.training.distributed import Ranks
 from mae.training.progress import Progress
 from mae.training.schedule import Plan
@@ -59,6 +59,8 @@ class Ours:
         self.ranks, self.progress, self.compiled = Ranks(0, 1, device), Progress(), compiled
         torch.manual_seed(0)
         self.method = build(self.config)
+        if self.config.train.recompute:
+            blocks.recompute(self.method, selective=self.config.train.recompute == "selective")
         self.spread = parallel.Spread("plain", self.method, self.ranks)
         self.optimizer = optim.create(self.method, self.config.optim)
         if compiled:

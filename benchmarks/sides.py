@@ -73,12 +73,10 @@ def textbook_with(weights: dict[str, Tensor], setting: Setting, *, fused: bool) 
     return model.to(setting.device).train()
 
 
-def ours_with(weights: dict[str, Tensor], setting: Setting, method: str = "mae") -> Ours:
+def ours_with(weights: dict[str, Tensor], setting: Setting, method: str = "mae", *words: str) -> Ours:
     """Our loop around our model; the cross decoder, which nobody else has, begins with weights of its own."""
-    side, state = (
-        Ours(setting.size, method, setting.batch, setting.device, compiled=setting.compiled),
-        huggingface.to_ours(weights, "transformers"),
-    )
+    side = Ours(setting.size, method, setting.batch, setting.device, compiled=setting.compiled, words=words)
+    state = huggingface.to_ours(weights, "transformers")
     side.method.decoder.positions.copy_(state.pop("decoder.positions"))
     if method == "mae":
         side.method.load_state_dict(state)
@@ -136,6 +134,10 @@ class Here:
         if "best" in setting.precisions:
             sides["ours best"] = lambda count: plain.steps(images, count, setting.best)
             sides["cross best"] = lambda count: cross.steps(images, count, setting.best)
+        if "best" in setting.precisions and setting.device.type == "cuda":  # whose memory is worth some recomputation
+            lean = ours_with(weights, setting, "mae", "train.recompute=selective")
+            self.modules.append(lean.method)
+            sides["lean best"] = lambda count: lean.steps(images, count, setting.best)
         return sides
 
     def _textbook(self, weights: dict[str, Tensor]) -> dict[str, Callable[[int], None]]:

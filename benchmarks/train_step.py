@@ -13,9 +13,12 @@ own loop with its gradient norm and its guard against bad updates, which no peer
     textbook_ratio    the same / a textbook's step (float32 on a CPU, float16 with a loss scaler on a GPU, .item() at every step)
     compiled_ratio    the same / the textbook's with fused attention, torch.compile and fused AdamW, in our precision
     cross_ratio       ours with the cross decoder, a quarter of the hidden patches predicted / ours
+    lean_ratio        ours with train.recompute=selective / ours (on a GPU)
     mfu               our FLOPs a second / those of a large matrix product in the same precision, timed in every turn
     memory_ratio      bytes an image that a step of ours needs beyond weights and moments / that the textbook's needs
+    lean_memory_ratio the same of ours with train.recompute=selective
     real_ratio        ours on JPEGs from shards / ours on images that lie on the device (--shards DIR, or --shards made for generated ones)
+    real_gpu_decode_ratio    the same with data.decode=gpu (on a GPU)
 
 A step's FLOPs come from a formula and from torch's counter, which must agree within 2%. Takes about 25 minutes on 2 cores, where ViT-L is
 left out; --quick, within 5 minutes, has the same keys with null for what it leaves out.
@@ -39,18 +42,8 @@ from mae.nets import precision as precisions
 from mae.training.distributed import device_of
 
 BATCHES = {"cpu": {"vit_tiny": 128, "vit_base": 8, "vit_large": 4}, "cuda": {"vit_tiny": 1024, "vit_base": 256, "vit_large": 128}}
-KEYS = (
-    "float32_ratio",
-    "best_ratio",
-    "same_ratio",
-    "textbook_ratio",
-    "compiled_ratio",
-    "cross_ratio",
-    "mfu",
-    "memory_ratio",
-    "real_ratio",
-    "real_gpu_decode_ratio",
-)
+KEYS = ("float32_ratio", "best_ratio", "same_ratio", "textbook_ratio", "compiled_ratio", "cross_ratio", "lean_ratio", "mfu")
+KEYS += ("memory_ratio", "lean_memory_ratio", "real_ratio", "real_gpu_decode_ratio")
 DECODES = {"real_ratio": "cpu", "real_gpu_decode_ratio": "gpu"}  # what data.decode=auto is chosen by
 
 
@@ -100,7 +93,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--shards", help="a folder of JPEG shards for real input, or `made`: generated photos")
     parser.add_argument("--images", type=int, default=512, help="how many photos `--shards made` generates")
     parser.add_argument("--workers", type=int, default=0, help="data.workers of real input")
-    parser.add_argument("--quick", action="store_true", help="vit_tiny and a half batch of vit_base, few turns, no compiled peer on a CPU")
+    parser.add_argument("--quick", action="store_true", help="vit_tiny and a half batch of vit_base, few turns, no compiled peer")
     parser.add_argument("--save", action="store_true", help="keep the figures as a dated file in benchmarks/results")
     options = parser.parse_args()
     fit = [model for model in SIZES if model != "vit_large" or device_of(options.device).type == "cuda"]

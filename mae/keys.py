@@ -108,7 +108,9 @@ class Train:
     accumulate: Any = key("auto", "micro-batches a step; auto = 1")
     precision: str = key("auto", "auto | bf16 | fp16 | fp32: of the forward pass; weights and losses stay float32")
     parallel: str = key("auto", "auto | ddp | fsdp: a whole copy of the training state on every rank, or a share of it; auto by its size")
-    recompute: bool = key(False, "recompute a block's activations in the backward pass: less memory, about a third more time")
+    recompute: Any = key(
+        False, "false | selective | true: make activations anew in the backward pass: those of cheap operations, or whole blocks"
+    )
     compile: bool = key(False, "torch.compile the method (needs a C++ compiler on CPU)")
     deterministic: bool = key(False, "bit-reproducible CUDA kernels (always so on CPU)")
     ema: float | None = key(None, "decay of an average of the weights, which is then what is kept as the encoder")

@@ -71,7 +71,7 @@ def test_a_run_on_paper_needs_no_images_and_one_that_does_not_fit_is_refused(her
     for fact in ("329 M parameters, 123 GFLOP", "ddp: ", "GiB of 74.51 GiB", "GPU-hours", "not measured yet"):
         assert fact in shown
     assert doctor.main([*words, "--h100"]) == 2
-    assert "raise train.accumulate, or set train.recompute=true" in capsys.readouterr().err
+    assert "raise train.accumulate or set train.recompute" in capsys.readouterr().err
     assert doctor.main(["configs/methods/vae.yaml", "--a100"]) == 2
     assert "leave --a100 out" in capsys.readouterr().err
 

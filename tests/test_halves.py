@@ -12,7 +12,7 @@ import mae
 from mae import config
 from mae.data.batch import Batch
 from mae.nets.precision import computing
-from mae.training import halves, parallel
+from mae.training import blocks, halves
 from mae.training.distributed import Ranks
 
 ALONE = Ranks(0, 1, torch.device("cpu"))
@@ -78,7 +78,7 @@ def test_recomputation_changes_no_bit_of_them():
         with halves.side_by_side(passes(method), method, train, ALONE) as both:
             both(batch, 1)
         found.append(gradients(method))
-        parallel.recompute(method)
+        blocks.recompute(method)
     kept, computed_again = found
     assert all(torch.equal(kept[name], computed_again[name]) for name in kept)
 

@@ -18,7 +18,7 @@ from mae.data.sources import open_splits
 from mae.errors import ConfigError
 from mae.evaluation import diagnosis, features, reconstruction
 from mae.methods.build import class_in
-from mae.training import flops, parallel
+from mae.training import blocks, flops
 
 NAMES = sorted(p.stem for p in (config.configs_folder() / "methods").glob("*.yaml"))
 LEARNING = [name for name in NAMES if name not in ("pca", "pixels", "untrained")]
@@ -156,7 +156,7 @@ def test_photographs_compile_to_the_same_loss_and_gradients(words, by_block):
     small = ["configs/data/cifar10.yaml", "encoder.depth=1", "method.decoder_depth=1"]
     plain = mae.create([*small, f"configs/methods/{words[0]}.yaml", *words[1:]]).train()
     compiled = copy.deepcopy(plain)
-    parallel.compile_parts(compiled, by_block=by_block)
+    blocks.compile_parts(compiled, by_block=by_block)
     images = torch.randn(2, 4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     for step in range(2):
         losses = [method(images[step], keys=torch.arange(4) + step).loss for method in (plain, compiled)]

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from ranks import on_ranks
 from torch import nn
 from torch.distributed.tensor import DTensor
+from torch.utils.flop_counter import FlopCounterMode
 
 import mae
 from mae import config
@@ -19,7 +20,8 @@ from mae.data.loader import train_batches
 from mae.data.sources import open_splits
 from mae.errors import ConfigError, Preempted
 from mae.keys import Run
-from mae.training import checkpoint, optim, parallel, schedule, state
+from mae.nets.precision import computing
+from mae.training import blocks, checkpoint, optim, parallel, schedule, state
 from mae.training.distributed import Ranks
 from mae.training.loop import Hooks, fit
 from mae.training.progress import Progress
@@ -41,7 +43,7 @@ class Trained:
         splits = open_splits(self.config.data)
         method = mae.create(words)
         if self.config.train.recompute:
-            parallel.recompute(method)
+            blocks.recompute(method, selective=self.config.train.recompute == "selective")
         self.spread = parallel.Spread(engine, method, ranks)
         if self.config.train.compile:
             self.spread.compile()
@@ -147,20 +149,27 @@ def test_engines_compute_the_same_and_open_each_others_checkpoints(tmp_path):
     assert not list(tmp_path.rglob("*tmp*"))
 
 
-def test_recomputed_activations_give_the_same_gradients_bit_for_bit():
-    gradients, names = [], []
-    for recomputed in (False, True):
-        method = mae.create(TINY)
-        if recomputed:
-            parallel.recompute(method)
+@pytest.mark.parametrize("words", [[], ["configs/methods/crossmae.yaml"], ["configs/methods/vae.yaml"]])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_recomputed_activations_give_the_same_gradients_bit_for_bit(words, precision):
+    """Selectively, no matrix product is repeated."""
+    gradients, names, flops = [], [], []
+    for how in ("false", "true", "selective"):
+        method = mae.create([*TINY, *words, f"train.recompute={how}"]).train()
+        if how != "false":
+            blocks.recompute(method, selective=how == "selective")
         generator = torch.Generator().manual_seed(0)
-        with torch.autocast("cpu", torch.bfloat16):
-            loss = method(torch.randn(8, 1, 8, 8, generator=generator), keys=torch.arange(8)).loss
-        loss.backward()
+        with FlopCounterMode(display=False) as counter:
+            with computing(precision, CPU):
+                loss = method(torch.randn(8, 1, 8, 8, generator=generator), keys=torch.arange(8)).loss
+            loss.backward()
         gradients.append({name: p.grad for name, p in method.named_parameters() if p.requires_grad})
         names.append(list(method.state_dict()))
-    assert same(*gradients)
-    assert names[0] == names[1]
+        flops.append(counter.get_total_flops())
+    assert same(gradients[0], gradients[1])
+    assert same(gradients[0], gradients[2])
+    assert names[0] == names[1] == names[2]
+    assert flops[0] == flops[2] < flops[1]
 
 
 @pytest.mark.parametrize(
@@ -177,7 +186,7 @@ def test_what_cannot_be_cut_up_is_refused_in_one_sentence(words, says):
         parallel.choose("fsdp", mae.create([*TINY, *words]), config.load([*TINY, *words]).optim, average=False, ranks=Ranks(0, 1, CPU))
     if says == "differentiates twice":
         with pytest.raises(ConfigError, match=r"train\.recompute=false"):
-            parallel.recompute(mae.create([*TINY, *words]))
+            blocks.recompute(mae.create([*TINY, *words]))
 
 
 def test_the_engine_follows_from_sizes(tmp_path):
@@ -254,7 +263,8 @@ def test_every_method_is_the_same_under_every_engine(tmp_path):
 def figures_of_settings(rank, world, engines):
     found = {}
     for engine in engines:
-        for words in (["train.recompute=true"], ["train.compile=true"], ["train.compile=true", "train.recompute=true"]):
+        again = ["train.recompute=true"], ["train.recompute=selective"]
+        for words in (*again, ["train.compile=true"], *(["train.compile=true", *how] for how in again)):
             found[f"{engine} {words}"] = Trained(engine, Ranks(rank, world, CPU), [*MAE, *words]).figures()
         for precision in ("bf16", "fp16"):
             found[f"{engine} {precision}"] = Trained(engine, Ranks(rank, world, CPU), MAE, precision=precision).figures()
@@ -270,7 +280,7 @@ def test_blocks_that_are_dropped_at_rates_of_their_own_are_all_compiled(monkeypa
     sizes = dict(img_size=32, patch_size=16, depth=12, embed_dim=32, num_heads=1)
     for rate, graphs in ((0.0, 1), (0.1, 12)):  # the first block is never dropped
         model = timm.create_model("vit_tiny_patch16_224", **sizes, drop_path_rate=rate).train()
-        parallel.compile_parts(model, by_block=True)
+        blocks.compile_parts(model, by_block=True)
         model(torch.randn(2, 3, 32, 32)).sum().backward()
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
 
@@ -282,4 +292,5 @@ def test_recomputation_compilation_and_half_precision_work_under_every_engine(tm
     for name, figures in (plain | found).items():
         close_to = plain["plain " + name.split()[1]] if name.endswith("16") else reference
         torch.testing.assert_close(figures, close_to, rtol=2e-2 if name.endswith("16") else 1e-5, atol=1e-6, msg=name)
-    assert torch.equal(plain["plain ['train.recompute=true']"], reference)
+    for how in ("true", "selective"):
+        assert torch.equal(plain[f"plain ['train.recompute={how}']"], reference)

@@ -187,7 +187,7 @@ def _rehearsed(config: Config, folder: RunFolder, splits: "Splits", plan: "Plan"
     for sentence in measured.skipped:
         say("not in it", sentence)
     if found.memory > there:
-        raise ConfigError(f"{size(found.memory)} do not fit into {size(there)}: raise train.accumulate, or set train.recompute=true")
+        raise ConfigError(f"{size(found.memory)} do not fit into {size(there)}: raise train.accumulate or set train.recompute")
 
 
 def _say_time(found: "Prediction", ranks: int, flops: float) -> None:

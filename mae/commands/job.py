@@ -19,7 +19,7 @@ from mae.errors import ConfigError, LossSpike, NonFiniteLoss, Preempted
 from mae.methods.base import Output
 from mae.nets import precision
 from mae.nets.vit import choose_attention
-from mae.training import checkpoint, distributed, flops, going_on, histograms, lineage, optim, parallel, state, watch
+from mae.training import blocks, checkpoint, distributed, flops, going_on, histograms, lineage, optim, parallel, state, watch
 from mae.training.alarms import Alarms
 from mae.training.console import Console
 from mae.training.distributed import Ranks
@@ -70,7 +70,7 @@ def run(job: Job, config: Config, folder: RunFolder, splits: Splits, plan: Plan)
             engine = parallel.choose(config.train.parallel, module, config.optim, average=config.train.ema is not None, ranks=ranks)
             costs = _costs(job, config, module, engine, ranks)
             if config.train.recompute:
-                parallel.recompute(module)
+                blocks.recompute(module, selective=config.train.recompute == "selective")
             derived = _derived(config, splits, plan, module, ranks) | costs | {"parallel": f"{engine.name} ({engine.reason})"}
             stop = stack.enter_context(Stop())
             distributed.first_does(lambda: _take(folder, config, derived, stack), ranks)

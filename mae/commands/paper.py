@@ -57,5 +57,5 @@ def show(config: Config, gpu: str, ranks: int) -> None:
     print(f"\n  On paper, for {ranks} x {device.name}; not measured yet. What is assumed: docs/scaling.md.")
     if memory > estimate.ROOM * device.memory:
         raise ConfigError(
-            f"{size(memory)} are more than {estimate.ROOM:.0%} of the GPU's memory: raise train.accumulate, or set train.recompute=true"
+            f"{size(memory)} are more than {estimate.ROOM:.0%} of the GPU's memory: raise train.accumulate or set train.recompute"
         )

@@ -53,6 +53,14 @@ class Stack:
             own += 8 * keys
         return own + (4 * asking * self.heads if fused else low * self.heads * asking * keys)
 
+    def produced(self, tokens: int, memory: int = 0, *, half: bool, fused: bool, wanted: int | None = None) -> float:
+        """Bytes that one block keeps for an image of its input and what comes out of matrix products and attention, and no more."""
+        d, keys, asking = self.width, memory if self.cross else tokens, tokens if wanted is None else wanted
+        low = 2 if half else 4
+        own = 4 * tokens * d + low * keys * 2 * d  # the input; keys and values
+        own += low * asking * (4 * d + self.hidden)  # query, attended, projected; the MLP's two layers
+        return own + (4 * asking * self.heads if fused else low * self.heads * asking * keys)
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -127,13 +135,20 @@ class Shape:
     def _embedding(self) -> float:
         return 2.0 * self.visible * self.values * self.encoder.width
 
-    def activations(self, *, half: bool, fused: bool = True, recompute: bool = False) -> float:
-        """Bytes kept between forward and backward pass for one image; with `recompute` each block's input, and the largest block whole."""
+    def activations(self, *, half: bool, fused: bool = True, recompute: bool | str = False) -> float:
+        """Bytes kept between forward and backward pass for one image. `recompute` as in train.recompute: each block's input (True) or also
+        what comes out of its products (selective), and the largest block whole.
+        """
         low = 2 if half else 4
         stacks = ((self.encoder, self.known, 0), (self.decoder, self.decoded, self.known))
         blocks = [stack.kept(tokens, memory, half=half, fused=fused) for stack, tokens, memory in stacks]
         last = self.decoder.kept(self.decoded, self.known, half=half, fused=fused, wanted=self._wanted)
-        if recompute:
+        if recompute == "selective":
+            made = [stack.produced(tokens, memory, half=half, fused=fused) for stack, tokens, memory in stacks]
+            final = self.decoder.produced(self.decoded, self.known, half=half, fused=fused, wanted=self._wanted)
+            again = max(block - products for block, products in zip(blocks, made, strict=True))
+            kept = sum(stack.depth * block for (stack, _, _), block in zip(stacks, made, strict=True)) + final - made[1] + again
+        elif recompute:
             kept = sum(4 * stack.depth * tokens * stack.width for stack, tokens, _ in stacks) + max(blocks)
         else:
             kept = sum(stack.depth * block for (stack, _, _), block in zip(stacks, blocks, strict=True)) + last - blocks[1]

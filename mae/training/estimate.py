@@ -50,7 +50,7 @@ class Layout:
     images: int  # a rank and micro-batch
     accumulate: int = 1
     sharded: bool = False
-    recompute: bool = False
+    recompute: bool | str = False
     half: bool = True
 
 
@@ -100,7 +100,12 @@ def seconds(shape: Shape, layout: Layout, device: Device) -> float:
     rate = UTILISATION * device.rate
     kernels = LAUNCHES * LAUNCH * (shape.encoder.depth + shape.decoder.depth)
     forward = max(layout.images * shape.forward_flops / rate, kernels)
-    backward = max(layout.images * (shape.flops - shape.forward_flops) / rate, 2 * kernels) + layout.recompute * forward
+    backward = max(layout.images * (shape.flops - shape.forward_flops) / rate, 2 * kernels)
+    if layout.recompute == "selective":  # what is made anew is read from and written once
+        again = shape.activations(half=layout.half) - shape.activations(half=layout.half, recompute="selective")
+        backward += 2 * layout.images * again / device.bandwidth
+    elif layout.recompute:
+        backward += forward
     update = ADAMW * shape.trained / device.bandwidth / (layout.ranks if layout.sharded else 1)
     if layout.ranks == 1:
         return layout.accumulate * (forward + backward) + update
@@ -121,7 +126,9 @@ def seconds(shape: Shape, layout: Layout, device: Device) -> float:
     return (layout.accumulate - 1) * (forward + backward) + forward + max(backward, reduce - last) + last + update
 
 
-def layout_for(shape: Shape, batch_size: int, ranks: int, room: float, *, sharded: bool = False, recompute: bool = False) -> Layout | None:
+def layout_for(
+    shape: Shape, batch_size: int, ranks: int, room: float, *, sharded: bool = False, recompute: bool | str = False
+) -> Layout | None:
     """A global batch in as few micro-batches as stay within `room` bytes of memory; None where one image is too much."""
     local = batch_size // ranks
     for parts in (n for n in range(1, local + 1) if local % n == 0):

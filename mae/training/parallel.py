@@ -1,14 +1,12 @@
-"""How a module is trained on several ranks: whole copies (DistributedDataParallel) or shares of one (FSDP2); and recomputation.
+"""How a module is trained on several ranks: whole copies (DistributedDataParallel) or shares of one (FSDP2).
 
 FSDP2: Zhao et al., arXiv:2304.11277, as torch's `fully_shard`, one group of parameters a block. Shares, gradients and what is gathered are
 float32, and autocast computes in half precision as it does on one rank, so that all three ways compute the same: gathering in half
 precision (MixedPrecisionPolicy) would save half of the traffic, but norms, biases and tokens would then be rounded under FSDP alone.
-Recomputation: Chen et al., arXiv:1604.06174.
 """
 
 import contextlib
 import copy
-import functools
 import inspect
 import os
 import warnings
@@ -22,12 +20,10 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import checkpoint
 
 from mae.errors import ConfigError
 from mae.keys import Optim
-from mae.nets import products
-from mae.training import distributed
+from mae.training import blocks, distributed
 from mae.training.distributed import Ranks
 from mae.training.estimate import state_bytes
 
@@ -94,42 +90,6 @@ def memory(device: torch.device) -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // int(os.environ.get("LOCAL_WORLD_SIZE", 1))
 
 
-def blocks(module: nn.Module) -> list[nn.Module]:
-    """The blocks of a module's encoders and decoders: what stands in their `blocks`, in order, where it has parameters."""
-    stacks = [getattr(child, "blocks", None) for child in module.modules()]
-    found = [block for stack in stacks if isinstance(stack, nn.Sequential | nn.ModuleList) for block in stack]
-    return [block for block in found if next(block.parameters(), None) is not None]
-
-
-def recompute(module: nn.Module) -> None:
-    """From now on each block keeps its input alone and computes its activations again in the backward pass; the names of weights stay.
-
-    Raises ConfigError for a module that differentiates itself in its forward pass.
-    """
-    if getattr(module, "differentiates", False):
-        raise ConfigError("this method differentiates twice, for which activations must be kept: set train.recompute=false")
-    for block in blocks(module):
-        block.forward = functools.partial(_twice, block.forward)
-
-
-def _twice(forward: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    if torch.compiler.is_compiling():  # the compiler takes no contexts, and nothing in it depends on them
-        return checkpoint(forward, *args, use_reentrant=False, **kwargs)
-    return checkpoint(forward, *args, use_reentrant=False, context_fn=products.again, **kwargs)
-
-
-def compile_parts(module: nn.Module, *, by_block: bool) -> None:
-    """torch.compile, in place: of the whole module, or of its blocks, whose code is alike and therefore made once.
-
-    Blocks take a quarter of the time (ViT-L: 20 s instead of 87), for about a twentieth more kernels a step.
-    """
-    alike = blocks(module) if by_block else []
-    for part in alike or [module]:
-        part.compile()
-    limit = torch._dynamo.config.recompile_limit  # blocks that differ in a number, as their drop paths do, are made one by one
-    torch._dynamo.config.recompile_limit = max(limit, 4 * len(alike))
-
-
 class Spread:
     """A module as it is trained under an engine. `module` has the parameters to optimise and to save, under the names that it always has.
 
@@ -141,7 +101,7 @@ class Spread:
         self._plain = copy.deepcopy(module) if engine == "fsdp" and ranks.first else None
         if engine == "fsdp":
             mesh = init_device_mesh(ranks.device.type, (ranks.world,))
-            for part in (*blocks(module), module):
+            for part in (*blocks.of(module), module):
                 fully_shard(part, mesh=mesh)  # moves its part to the device
         else:
             module.to(ranks.device)
@@ -150,13 +110,13 @@ class Spread:
         """The module for what comes after training, as it was built: with all its weights on rank 0, without recomputation."""
         with self.whole() as found:
             module = self.module if found is None else found
-        for block in blocks(module):
+        for block in blocks.of(module):
             block.__dict__.pop("forward", None)
         return module.eval().to(self.ranks.device) if self.ranks.first else module
 
     def compile(self) -> None:
         """torch.compile: block by block on a GPU and where parameters are gathered between blocks, else the whole module."""
-        compile_parts(self.module, by_block=self.engine == "fsdp" or self.ranks.device.type == "cuda")
+        blocks.compile_parts(self.module, by_block=self.engine == "fsdp" or self.ranks.device.type == "cuda")
 
     def wrapped(self) -> nn.Module:
         """What to call in training: gradients are averaged over ranks in its backward pass."""
