@@ -111,7 +111,7 @@ class Train:
     recompute: Any = key(
         False, "false | selective | true: make activations anew in the backward pass: those of cheap operations, or whole blocks"
     )
-    compile: bool = key(False, "torch.compile the method (needs a C++ compiler on CPU)")
+    compile: bool = key(False, "torch.compile the method, on a GPU block by block (needs a C++ compiler on CPU)")
     deterministic: bool = key(False, "bit-reproducible CUDA kernels (always so on CPU)")
     ema: float | None = key(None, "decay of an average of the weights, which is then what is kept as the encoder")
     seed: int = key(0, "decides weights, order, crops and masks")

@@ -272,8 +272,8 @@ def figures_of_settings(rank, world, engines):
 
 
 @pytest.mark.slow
+@torch._dynamo.config.patch(recompile_limit=8)  # put back in the end
 def test_blocks_that_are_dropped_at_rates_of_their_own_are_all_compiled(monkeypatch):
-    monkeypatch.setattr(torch._dynamo.config, "recompile_limit", 8)
     monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend="aot_eager"))
     torch.compiler.reset()
     torch._dynamo.utils.counters.clear()

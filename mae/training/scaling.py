@@ -22,6 +22,7 @@ RANKS = (1, 8, 64, 256, 1024)
 BATCH = 4096  # the paper's global batch
 WEAK = 64  # images a rank where the batch grows with the ranks
 ETHERNET = 12.5e9  # bytes a second a node: 100 Gbit/s
+RECOMPUTED: dict[bool | str, str] = {False: "no", "selective": "selective", True: "yes"}  # train.recompute, and how it is shown
 
 
 def shapes() -> dict[str, Shape]:
@@ -50,7 +51,7 @@ def tables() -> str:
 def _models(found: dict[str, Shape]) -> str:
     rows = []
     for name, s in found.items():
-        kept = [s.activations(half=True), s.activations(half=True, recompute=True), s.activations(half=False)]
+        kept = [*(s.activations(half=True, recompute=again) for again in RECOMPUTED), s.activations(half=False)]
         state = estimate.state_bytes(s.parameters, trained=s.trained)
         rows.append(
             [
@@ -63,7 +64,7 @@ def _models(found: dict[str, Shape]) -> str:
             ]
         )
     head = ["", "parameters, M", "of the encoder, M", "GFLOP an image", "state, GB"]
-    return _table([*head, "activations an image, MB, bf16", "recomputed", "float32"], rows)
+    return _table([*head, "activations an image, MB, bf16", "selective", "recomputed", "float32"], rows)
 
 
 def _strong(found: dict[str, Shape], device: Device) -> str:
@@ -102,11 +103,11 @@ def _engines(found: dict[str, Shape], device: Device) -> str:
     rows = []
     for name, shape in found.items():
         for sharded in (False, True):
-            for again in (False, True):
+            for again in RECOMPUTED:
                 layout = estimate.Layout(64, WEAK, sharded=sharded, recompute=again)
                 facts = [estimate.memory(shape, layout) / 1e9, estimate.traffic(shape, layout) / 1e9]
                 took = 1000 * estimate.seconds(shape, layout, device)
-                cells = [_engine(sharded, 64), "yes" if again else "no", f"{facts[0]:.1f}", f"{facts[1]:.2f}", f"{took:.1f}"]
+                cells = [_engine(sharded, 64), RECOMPUTED[again], f"{facts[0]:.1f}", f"{facts[1]:.2f}", f"{took:.1f}"]
                 rows.append([name, *cells])
     return _table(["", "engine", "recomputed", "memory a GPU, GB", "sent a GPU and step, GB", "ms a step"], rows)
 
