@@ -31,6 +31,7 @@ def test_it_rehearses_the_run_and_leaves_nothing(here, monkeypatch, capsys):
         assert re.search(rf"^  ok  {re.escape(about)} ", shown, re.MULTILINE), about
     assert re.search(r"engine +ddp: weights, gradients and moments take", shown)
     assert re.search(r"pace +[\d,]+ images/s, [\d.]+ ms a step", shown)
+    assert re.search(r"memory +[\d.]+ \S+ while training, [\d.]+ \S+ with what follows", shown)
     assert re.search(r"time +\S+.* = training .* \+ checkpoints .* \+ evaluation .* \+ start and pictures ", shown)
     assert "in 5,000 steps" in shown
     assert list(here.iterdir()) == []
@@ -94,9 +95,13 @@ def test_a_run_takes_what_was_predicted_to_a_fifth(tmp_path):
         asked = subprocess.run([sys.executable, "-m", "mae", "doctor", *words], cwd=folder, env=env, capture_output=True, text=True)
         assert asked.returncode == 0, asked.stderr
         began = time.perf_counter()
-        subprocess.run([sys.executable, ROOT / "pretrain.py", *words], cwd=folder, env=env, capture_output=True, check=True)
-        took = time.perf_counter() - began
-        told.append((round(seconds(asked.stdout), 1), round(took, 1), asked.stdout))
-        if seconds(asked.stdout) == pytest.approx(took, rel=0.2):
+        run = subprocess.Popen([sys.executable, ROOT / "pretrain.py", *words], cwd=folder, env=env, stdout=subprocess.DEVNULL)
+        _, status, used = os.wait4(run.pid, 0)
+        took, run.returncode = time.perf_counter() - began, os.waitstatus_to_exitcode(status)
+        assert run.returncode == 0
+        told.append((round(seconds(asked.stdout), 1), round(took, 1), round(used.ru_maxrss / 2**20, 2), asked.stdout))
+        number, unit = re.search(r"([\d.]+) ([MG])iB with what follows", asked.stdout).groups()
+        gib = float(number) / (1 if unit == "G" else 1024)
+        if seconds(asked.stdout) == pytest.approx(took, rel=0.2) and gib == pytest.approx(used.ru_maxrss / 2**20, rel=0.2):
             return
     raise AssertionError(told)

@@ -25,8 +25,10 @@ from mae.config import Config
 from mae.data.sources import Source, Splits, Subset
 from mae.errors import Preempted
 from mae.evaluation.online import SHARE as LOOKING
+from mae.training.distributed import device_of
 from mae.training.run import RunFolder
 from mae.training.schedule import Plan
+from mae.training.watch import memory_gib
 
 SECONDS = 6.0  # of training steps
 ROWS = 12  # logged rows, at most and roughly: they cost time too
@@ -43,7 +45,8 @@ class Rehearsal:
     images: int  # a step
     step: float  # seconds, mean once warm
     waiting: float  # share of them spent waiting for data
-    memory: float  # bytes at the peak
+    memory: float  # bytes at the peak of training
+    in_all: float  # bytes at the peak, with the protocols on `share` of the images and the pictures
     evaluators: float  # seconds of the protocols, on `share` of the images
     share: float
     rest: float  # seconds of all but steps and protocols: building, pictures, the page
@@ -122,6 +125,7 @@ def rehearse(
         step=float(np.mean([images / row["images_per_second"] for row in warm])) if warm else 0.0,
         waiting=float(np.mean([row["data_wait"] for row in warm])) if warm else 0.0,
         memory=memory,
+        in_all=max(memory, memory_gib(device_of(config.train.device)) * 2**30),
         evaluators=evaluators,
         share=share,
         rest=max(took - evaluators - (SECONDS if cost else 0), 0.0),
