@@ -59,8 +59,7 @@ class Ours:
         self.ranks, self.progress, self.compiled = Ranks(0, 1, device), Progress(), compiled
         torch.manual_seed(0)
         self.method = build(self.config)
-        if self.config.train.recompute:
-            blocks.recompute(self.method, selective=self.config.train.recompute == "selective")
+        blocks.recompute(self.method, self.config.train.recompute)
         self.spread = parallel.Spread("plain", self.method, self.ranks)
         self.optimizer = optim.create(self.method, self.config.optim)
         if compiled:

@@ -66,8 +66,10 @@ def main() -> int:
             found = contest.run(options.repeats)
             if shards is not None:
                 ours = ours_with(contest.weights, setting)
-                for key in [key for key, decode in DECODES.items() if decode != "gpu" or device.type == "cuda"]:
-                    words = [f"data.workers={options.workers}", f"data.decode={DECODES[key]}"]
+                for key, decode in DECODES.items():
+                    if decode == "gpu" and device.type != "cuda":
+                        continue
+                    words = [f"data.workers={options.workers}", f"data.decode={decode}"]
                     found[key] = real_share(ours, setting.images(), Path(shards), words, best, options.repeats)
                     print(f"  real input, {words[1]}: {found[key]:.3f} of the rate of synthetic input", flush=True)
                 del ours

@@ -68,13 +68,13 @@ def test_activations_are_what_the_backward_pass_keeps(name, half, fused):
     lean = method(f"configs/methods/{name}.yaml", "encoder.depth=2")
     if not fused:
         choose_attention(lean, torch.device("cpu"))
-    blocks.recompute(lean, selective=True)
+    blocks.recompute(lean, "selective")
     sizes = (shape.encoder, shape.known, 0), (shape.decoder, shape.decoded, shape.known)
     largest = max(s.kept(*tokens, half=half, fused=fused) - s.produced(*tokens, half=half, fused=fused) for s, *tokens in sizes)
     expected = images * (shape.activations(half=half, fused=fused, recompute="selective") - largest)  # nothing is made anew yet
     outside = 2 * shape.decoder.width * (shape.encoder.width + shape.values) if half else 0  # copies of weights that no block holds
     assert saved_bytes(lean, images, half) == pytest.approx(expected + outside, rel=0.03)
-    blocks.recompute(module)
+    blocks.recompute(module, True)
     block = 2 * max(shape.encoder.block, shape.decoder.block) if half else 0
     again = saved_bytes(module, images, half)  # before the backward pass, whose largest block comes on top
     assert again < images * shape.activations(half=half, fused=fused, recompute=True) + block + copies

@@ -42,8 +42,7 @@ class Trained:
         self.config, self.ranks, self.rows = config.load(words), ranks, []
         splits = open_splits(self.config.data)
         method = mae.create(words)
-        if self.config.train.recompute:
-            blocks.recompute(method, selective=self.config.train.recompute == "selective")
+        blocks.recompute(method, self.config.train.recompute)
         self.spread = parallel.Spread(engine, method, ranks)
         if self.config.train.compile:
             self.spread.compile()
@@ -154,10 +153,9 @@ def test_engines_compute_the_same_and_open_each_others_checkpoints(tmp_path):
 def test_recomputed_activations_give_the_same_gradients_bit_for_bit(words, precision):
     """Selectively, no matrix product is repeated."""
     gradients, names, flops = [], [], []
-    for how in ("false", "true", "selective"):
-        method = mae.create([*TINY, *words, f"train.recompute={how}"]).train()
-        if how != "false":
-            blocks.recompute(method, selective=how == "selective")
+    for how in (False, True, "selective"):
+        method = mae.create([*TINY, *words]).train()
+        blocks.recompute(method, how)
         generator = torch.Generator().manual_seed(0)
         with FlopCounterMode(display=False) as counter:
             with computing(precision, CPU):
@@ -186,7 +184,7 @@ def test_what_cannot_be_cut_up_is_refused_in_one_sentence(words, says):
         parallel.choose("fsdp", mae.create([*TINY, *words]), config.load([*TINY, *words]).optim, average=False, ranks=Ranks(0, 1, CPU))
     if says == "differentiates twice":
         with pytest.raises(ConfigError, match=r"train\.recompute=false"):
-            blocks.recompute(mae.create([*TINY, *words]))
+            blocks.recompute(mae.create([*TINY, *words]), True)
 
 
 def test_the_engine_follows_from_sizes(tmp_path):
@@ -272,7 +270,6 @@ def figures_of_settings(rank, world, engines):
 
 
 @pytest.mark.slow
-@torch._dynamo.config.patch(recompile_limit=8)  # put back in the end
 def test_blocks_that_are_dropped_at_rates_of_their_own_are_all_compiled(monkeypatch):
     monkeypatch.setattr(nn.Module, "compile", functools.partialmethod(nn.Module.compile, backend="aot_eager"))
     torch.compiler.reset()
@@ -280,8 +277,9 @@ def test_blocks_that_are_dropped_at_rates_of_their_own_are_all_compiled(monkeypa
     sizes = dict(img_size=32, patch_size=16, depth=12, embed_dim=32, num_heads=1)
     for rate, graphs in ((0.0, 1), (0.1, 12)):  # the first block is never dropped
         model = timm.create_model("vit_tiny_patch16_224", **sizes, drop_path_rate=rate).train()
-        blocks.compile_parts(model, by_block=True)
-        model(torch.randn(2, 3, 32, 32)).sum().backward()
+        with torch._dynamo.config.patch(recompile_limit=8):  # put back in the end
+            blocks.compile_parts(model, by_block=True)
+            model(torch.randn(2, 3, 32, 32)).sum().backward()
         assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
 
 

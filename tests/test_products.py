@@ -75,7 +75,7 @@ def test_a_step_is_the_same(taken, words):
     def step(*, wide, again=False):
         method = mae.create([f"configs/methods/{name}.yaml", *more]).train()
         if again:
-            blocks.recompute(method)
+            blocks.recompute(method, True)
         with wide_products(CPU) if wide else nullcontext():
             loss = method(images, keys=keys).loss
         loss.backward()
@@ -114,7 +114,7 @@ def test_two_threads_have_the_bits_of_one(taken):
 
 def test_repeated_blocks_compile_inside(taken):
     method = mae.create(["encoder.depth=2"]).train()
-    blocks.recompute(method)
+    blocks.recompute(method, True)
     images, keys = torch.rand(4, 1, 8, 8), torch.arange(4)
     expected = method(images, keys=keys).loss
     method.compile(backend="aot_eager")

@@ -180,9 +180,8 @@ def _rehearsed(config: Config, folder: RunFolder, splits: "Splits", plan: "Plan"
         images_a_second = images * parts / found.step
         used = f"{images_a_second * cost / rate:.0%} of the device's matrix products, {measured.waiting:.0%} of the time waiting for data"
         say("pace", f"{ranks * images_a_second:,.0f} images/s, {1000 * found.step:.3g} ms a step; {used}")
-    whole = max(found.memory, measured.in_all)
     looked = "" if measured.share == 1 else f" on {measured.share:.0%} of the images"
-    then = f", {size(whole)} with what follows{looked}" if whole > found.memory else ""
+    then = f", {size(measured.afterwards)} with what follows{looked}" if measured.afterwards > found.memory else ""
     say("memory", f"{size(found.memory)} while training{then}; there are {size(there)}{' a rank' if ranks > 1 else ''}")
     _say_time(found, ranks, cost * config.train.batch_size * found.steps)
     if ranks > 1:

@@ -69,8 +69,7 @@ def run(job: Job, config: Config, folder: RunFolder, splits: Splits, plan: Plan)
                 raise ConfigError(f"{config.method['name']} looks at whole batches, which accumulation cuts up: set train.accumulate=1")
             engine = parallel.choose(config.train.parallel, module, config.optim, average=config.train.ema is not None, ranks=ranks)
             costs = _costs(job, config, module, engine, ranks)
-            if config.train.recompute:
-                blocks.recompute(module, selective=config.train.recompute == "selective")
+            blocks.recompute(module, config.train.recompute)
             derived = _derived(config, splits, plan, module, ranks) | costs | {"parallel": f"{engine.name} ({engine.reason})"}
             stop = stack.enter_context(Stop())
             distributed.first_does(lambda: _take(folder, config, derived, stack), ranks)

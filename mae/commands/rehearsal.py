@@ -46,7 +46,7 @@ class Rehearsal:
     step: float  # seconds, mean once warm
     waiting: float  # share of them spent waiting for data
     memory: float  # bytes at the peak of training
-    in_all: float  # bytes at the peak, with the protocols on `share` of the images and the pictures
+    afterwards: float  # bytes at the peak of what follows: the protocols on `share` of the images, the pictures
     evaluators: float  # seconds of the protocols, on `share` of the images
     share: float
     rest: float  # seconds of all but steps and protocols: building, pictures, the page
@@ -125,7 +125,7 @@ def rehearse(
         step=float(np.mean([images / row["images_per_second"] for row in warm])) if warm else 0.0,
         waiting=float(np.mean([row["data_wait"] for row in warm])) if warm else 0.0,
         memory=memory,
-        in_all=max(memory, memory_gib(device_of(config.train.device)) * 2**30),
+        afterwards=memory_gib(device_of(config.train.device)) * 2**30,
         evaluators=evaluators,
         share=share,
         rest=max(took - evaluators - (SECONDS if cost else 0), 0.0),

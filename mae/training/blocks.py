@@ -40,12 +40,16 @@ def of(module: nn.Module) -> list[nn.Module]:
     return [block for block in found if next(block.parameters(), None) is not None]
 
 
-def recompute(module: nn.Module, *, selective: bool = False) -> None:
-    """From now on each block keeps its input alone and makes its activations anew in the backward pass; the names of weights stay.
+def recompute(module: nn.Module, how: bool | str) -> None:
+    """From now on each block makes its activations anew in the backward pass, as train.recompute says; the names of weights stay.
 
-    `selective`: it also keeps what comes out of matrix products and attention, and only cheap operations are repeated (norms, the
-    activation, sums, casts). Raises ConfigError for a module that differentiates itself in its forward pass.
+    False: none. True: a block keeps its input alone. selective: also what comes out of matrix products and attention, so that only cheap
+    operations are repeated (norms, the activation, sums, casts). Raises ConfigError for a module that differentiates itself in its
+    forward pass.
     """
+    if not how:
+        return
+    selective = how == "selective"
     if getattr(module, "differentiates", False):
         raise ConfigError("this method differentiates twice, for which activations must be kept: set train.recompute=false")
     if selective:  # torch warns of values that are kept and then overwritten, which no block does

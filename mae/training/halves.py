@@ -65,6 +65,7 @@ def side_by_side(work: Work, module: nn.Module, train: Train, ranks: Ranks) -> I
         torch.set_num_threads(threads)  # for threads to come: the two have just told torch otherwise
 
         def halves(batch: Batch, parts: int) -> dict[str, Tensor]:
+            """`work` on each half, in threads of their own."""
             cuts = batch.images.chunk(2), batch.keys.chunk(2), batch.labels.chunk(2), batch.ids.chunk(2)
             parted = [Batch(*tensors, replaced=0, seed=int(tensors[1].sum())) for tensors in zip(*cuts, strict=True)]
             tasks = [pool.submit(work, part, 2 * parts) for part in parted]
